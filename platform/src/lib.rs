@@ -1,0 +1,6 @@
+//! Boards and discovery: a device tree becomes typed facts, and the formats that cross the machine
+//! boundary (the bundle going in, the report coming out) are defined once for both sides.
+#![cfg_attr(not(any(test, feature = "host")), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod report;
