@@ -3,4 +3,10 @@
 #![cfg_attr(not(any(test, feature = "host")), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod bundle;
+pub mod dt;
+#[cfg(feature = "host")]
+pub mod guest_dt;
+pub mod operator;
+pub mod pcie;
 pub mod report;

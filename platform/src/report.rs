@@ -346,11 +346,7 @@ pub fn unframe(line: &str) -> Result<&str, FrameError> {
     let rest = line.strip_prefix(PREFIX).ok_or(FrameError::NotAFrame)?;
     let (sum, json) = rest.split_once(' ').ok_or(FrameError::Damaged)?;
     let sum = u32::from_str_radix(sum, 16).map_err(|_| FrameError::Damaged)?;
-    if sum == CRC.checksum(json.as_bytes()) {
-        Ok(json)
-    } else {
-        Err(FrameError::Damaged)
-    }
+    if sum == CRC.checksum(json.as_bytes()) { Ok(json) } else { Err(FrameError::Damaged) }
 }
 
 #[cfg(test)]
@@ -360,10 +356,7 @@ mod tests {
     fn record() -> Record {
         Record::VmExits(VmExits {
             vm: "victim".try_into().unwrap(),
-            reason: Count {
-                name: "wfi".try_into().unwrap(),
-                count: 7,
-            },
+            reason: Count { name: "wfi".try_into().unwrap(), count: 7 },
         })
     }
 
@@ -386,13 +379,7 @@ mod tests {
 
     #[test]
     fn addresses_are_hex_strings() {
-        assert_eq!(
-            serde_json::to_string(&Hex(0x4000_0000)).unwrap(),
-            "\"0x40000000\""
-        );
-        assert_eq!(
-            serde_json::from_str::<Hex>("\"0x40000000\"").unwrap(),
-            Hex(0x4000_0000)
-        );
+        assert_eq!(serde_json::to_string(&Hex(0x4000_0000)).unwrap(), "\"0x40000000\"");
+        assert_eq!(serde_json::from_str::<Hex>("\"0x40000000\"").unwrap(), Hex(0x4000_0000));
     }
 }

@@ -1,1 +1,4 @@
-//! Placeholder.
+//! `cargo xtask`: set up what is missing, build, boot in QEMU, judge.
+
+pub mod linux;
+pub mod setup;
