@@ -1,4 +1,13 @@
 //! `cargo xtask`: set up what is missing, build, boot in QEMU, judge.
+//!
+//! The modules are the concepts; [`cli`] only names them for the command line. A run goes through them
+//! in this order: [`manifest`] and [`kernel`] read what the user gave, [`plan`] decides which CPU and
+//! which device belongs to whom, [`setup`] and [`image`] provide QEMU and the images, [`bundle`] packs
+//! what the bootloader hands to EL2, [`machine`] writes QEMU's command line, [`run`] boots and listens,
+//! and the `evidence` crate judges.
+#![forbid(unsafe_code)]
 
+pub mod cli;
+pub mod exit;
 pub mod linux;
 pub mod setup;

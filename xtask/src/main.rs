@@ -1,2 +1,7 @@
-//! Thin entry point.
-fn main() {}
+//! Thin entry point: everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    xtask::cli::main().into()
+}
