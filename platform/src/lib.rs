@@ -7,6 +7,9 @@ pub mod bundle;
 pub mod dt;
 #[cfg(feature = "host")]
 pub mod guest_dt;
+pub mod guest_map;
+pub mod name;
 pub mod operator;
 pub mod pcie;
 pub mod report;
+pub mod text;

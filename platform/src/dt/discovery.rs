@@ -1,0 +1,472 @@
+//! From nodes to facts, one function per binding.
+
+use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::{Node, Property};
+use heapless::{String, Vec};
+use smmu::addr::Pa;
+
+use super::refusal::{Problem, Refusal};
+use super::tree::{self, Controller, Level};
+use super::{
+    Conduit, Cpu, Gic, Its, Machine, Range, Redistributors, Smmu, SmmuInterrupts, Timers, Uart,
+    pcie,
+};
+
+const GIC_V3: &[&str] = &["arm,gic-v3"];
+const GIC_V2: &[&str] = &["arm,gic-400", "arm,cortex-a15-gic", "arm,cortex-a9-gic"];
+const GIC_ITS: &[&str] = &["arm,gic-v3-its"];
+const TIMER: &[&str] = &["arm,armv8-timer"];
+const PSCI: &[&str] = &["arm,psci-1.0", "arm,psci-0.2"];
+const PSCI_OLD: &[&str] = &["arm,psci"];
+const PL011: &[&str] = &["arm,pl011"];
+const SMMU_V3: &[&str] = &["arm,smmu-v3"];
+const ECAM: &[&str] = &["pci-host-ecam-generic"];
+const VIRTIO_MMIO: &[&str] = &["virtio,mmio"];
+
+/// The affinity fields of `MPIDR_EL1`.
+const AFFINITY: u64 = 0xff_00ff_ffff;
+/// Bytes of one redistributor: the RD and the SGI frame.
+const REDISTRIBUTOR: u64 = 0x2_0000;
+/// Bytes of an SMMUv3: both register pages (IHI 0070, section 6).
+const SMMU_REGISTERS: u64 = 0x2_0000;
+
+/// Learns what the machine is from the device tree at the start of `dtb`.
+///
+/// # Errors
+///
+/// A [`Refusal`] names the first node that is missing or not understood.
+pub fn discover(dtb: &[u8]) -> Result<Machine, Refusal> {
+    let fdt = tree::open(dtb)?;
+    let root = Level::root(fdt);
+    let controller = find_gic(&root)?;
+    let order = UartOrder::new(fdt);
+
+    let mut found = Found::default();
+    let mut uarts = Vec::<(usize, Uart), { super::MAX_DEVICES }>::new();
+    root.descendants(&mut |node| {
+        if node.is_compatible(GIC_V3) {
+            found.gic = Some(gic(node, &controller)?);
+        } else if node.is_compatible(TIMER) {
+            once(&mut found.timers, node, "generic timer", timers(node, &controller)?)?;
+        } else if node.is_compatible(PSCI) {
+            once(&mut found.psci, node, "PSCI node", psci(node)?)?;
+        } else if node.is_compatible(PSCI_OLD) {
+            return Err(node.refuse(Problem::PsciTooOld));
+        } else if node.is_compatible(PL011) {
+            let entry = (order.rank(node), uart(node, &controller)?);
+            add(&mut uarts, node, "PL011 UARTs", entry)?;
+        } else if node.is_compatible(SMMU_V3) {
+            add(&mut found.smmus, node, "SMMUs", smmu(node, &controller)?)?;
+        } else if node.is_compatible(ECAM) {
+            add(&mut found.pcie, node, "PCI host bridges", pcie::host(node, &controller)?)?;
+        } else if node.is_compatible(VIRTIO_MMIO) {
+            add(&mut found.virtio_mmio, node, "virtio-mmio transports", node.registers()?)?;
+        } else if node.value("device_type") == Some(b"memory\0") {
+            memory(node, &mut found.memory)?;
+        }
+        Ok(())
+    })?;
+    order.sort(&mut uarts);
+
+    let missing = |what| tree::at_root(Problem::NoNode(what));
+    if found.smmus.is_empty() {
+        return Err(tree::at_root(Problem::NoSmmu));
+    }
+    check_references(&root, &found.smmus)?;
+    let chosen = chosen(&root)?;
+    Ok(Machine {
+        memory: if found.memory.is_empty() { return Err(missing("memory")) } else { found.memory },
+        reserved: reserved(fdt, &root)?,
+        cpus: cpus(&root)?,
+        psci: found.psci.ok_or_else(|| missing("PSCI node"))?,
+        gic: found.gic.ok_or_else(|| missing("GICv3"))?,
+        timers: found.timers.ok_or_else(|| missing("generic timer"))?,
+        uarts: uarts.into_iter().map(|(_, uart)| uart).collect(),
+        smmus: found.smmus,
+        pcie: found.pcie,
+        virtio_mmio: found.virtio_mmio,
+        initrd: chosen.initrd,
+        bootargs: chosen.bootargs,
+    })
+}
+
+/// Finds the UART to print a refusal on, as far as the device tree lets it be found: its interrupt is left out.
+pub fn console(dtb: &[u8]) -> Option<Uart> {
+    let fdt = tree::open(dtb).ok()?;
+    let order = UartOrder::new(fdt);
+    let mut best = None;
+    // An odd node elsewhere ends the walk, but not the use of what was found before.
+    let _ = Level::root(fdt).descendants(&mut |node| {
+        if node.is_compatible(PL011)
+            && let Ok(range) = node.registers()
+        {
+            let rank = order.rank(node);
+            if best.is_none_or(|(best, _)| rank < best) {
+                best = Some((rank, Uart { range, interrupt: None }));
+            }
+        }
+        Ok(())
+    });
+    best.map(|(_, uart)| uart)
+}
+
+/// What the walk over the tree collects.
+#[derive(Default)]
+struct Found {
+    memory: Vec<Range, { super::MAX_MEMORY }>,
+    psci: Option<Conduit>,
+    gic: Option<Gic>,
+    timers: Option<Timers>,
+    smmus: Vec<Smmu, { super::MAX_DEVICES }>,
+    pcie: Vec<super::PcieHost, { super::MAX_DEVICES }>,
+    virtio_mmio: Vec<Range, { super::MAX_VIRTIO_MMIO }>,
+}
+
+fn once<T>(
+    slot: &mut Option<T>,
+    node: &Level<'_, '_>,
+    what: &'static str,
+    value: T,
+) -> Result<(), Refusal> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(node.refuse(Problem::Twice(what))),
+    }
+}
+
+fn add<T, const N: usize>(
+    list: &mut Vec<T, N>,
+    node: &Level<'_, '_>,
+    what: &'static str,
+    value: T,
+) -> Result<(), Refusal> {
+    list.push(value).map_err(|_| node.refuse(Problem::TooMany { what, limit: N }))
+}
+
+/// Finds the one GICv3, before anything that refers to it is read.
+fn find_gic(root: &Level<'_, '_>) -> Result<Controller, Refusal> {
+    let mut controller = None;
+    root.descendants(&mut |node| {
+        if node.is_compatible(GIC_V2) {
+            return Err(node.refuse(Problem::GicV2));
+        }
+        if !node.is_compatible(GIC_V3) {
+            return Ok(());
+        }
+        let phandle = node.phandle()?.ok_or_else(|| node.refuse(Problem::NoProperty("phandle")))?;
+        let specifier_cells = match node.cell("#interrupt-cells")? {
+            Some(cells @ 3..=4) => cells as usize,
+            _ => return Err(node.malformed("#interrupt-cells", "it is neither 3 nor 4")),
+        };
+        // A controller without the property has no address in an interrupt-map.
+        let address_cells = match node.cell("#address-cells")? {
+            None => 0,
+            Some(_) => node.address_cells()?,
+        };
+        once(&mut controller, node, "GICv3", Controller { phandle, specifier_cells, address_cells })
+    })?;
+    controller.ok_or_else(|| tree::at_root(Problem::NoNode("GICv3")))
+}
+
+fn gic(node: &Level<'_, '_>, controller: &Controller) -> Result<Gic, Refusal> {
+    let distributor = node.registers()?;
+    let stride = node.number("redistributor-stride")?;
+    if stride.is_some_and(|stride| stride < REDISTRIBUTOR || !stride.is_multiple_of(0x1_0000)) {
+        return Err(
+            node.malformed("redistributor-stride", "it is no multiple of 64 KiB from 128 KiB on")
+        );
+    }
+    let regions = node.cell("#redistributor-regions")?.unwrap_or(1);
+    if regions == 0 {
+        return Err(node.malformed("#redistributor-regions", "it is 0"));
+    }
+    let mut redistributors = Vec::new();
+    for region in 1..=regions as usize {
+        let range = node.reg(region)?.ok_or_else(|| {
+            node.malformed("reg", "it names fewer redistributor regions than there are")
+        })?;
+        if range.size < REDISTRIBUTOR {
+            return Err(node.refuse(Problem::RegistersTooSmall { needed: REDISTRIBUTOR }));
+        }
+        add(&mut redistributors, node, "redistributor regions", Redistributors { range, stride })?;
+    }
+    let mut its = Vec::new();
+    node.children(&mut |child| {
+        if child.is_okay() && child.is_compatible(GIC_ITS) {
+            let entry = Its { range: child.registers()?, phandle: child.phandle()? };
+            add(&mut its, child, "ITSs", entry)?;
+        }
+        Ok(())
+    })?;
+    let maintenance = node
+        .interrupt(controller, 0)?
+        .ok_or_else(|| node.refuse(Problem::NoMaintenanceInterrupt))?;
+    Ok(Gic { distributor, redistributors, its, maintenance })
+}
+
+fn timers(node: &Level<'_, '_>, controller: &Controller) -> Result<Timers, Refusal> {
+    const NAMES: &str = "interrupt-names";
+    let named = node.value(NAMES).is_some();
+    let timer = |name: &str, position: usize| match named {
+        // Without names, the binding fixes the order.
+        false => node.interrupt(controller, position),
+        true => match node.position(NAMES, name) {
+            Some(position) => node.interrupt(controller, position),
+            None => Ok(None),
+        },
+    };
+    let needed = |interrupt: Option<_>| {
+        interrupt
+            .ok_or_else(|| node.malformed("interrupts", "one of the timer's interrupts is missing"))
+    };
+    Ok(Timers {
+        secure_physical: timer("sec-phys", 0)?,
+        physical: needed(timer("phys", 1)?)?,
+        virtual_: needed(timer("virt", 2)?)?,
+        hypervisor: needed(timer("hyp-phys", 3)?)?,
+        hypervisor_virtual: timer("hyp-virt", 4)?,
+    })
+}
+
+fn psci(node: &Level<'_, '_>) -> Result<Conduit, Refusal> {
+    match node.text("method")? {
+        Some("smc") => Ok(Conduit::Smc),
+        Some("hvc") => Ok(Conduit::Hvc),
+        Some(_) => Err(node.malformed("method", "it is neither smc nor hvc")),
+        None => Err(node.refuse(Problem::NoProperty("method"))),
+    }
+}
+
+fn uart(node: &Level<'_, '_>, controller: &Controller) -> Result<Uart, Refusal> {
+    Ok(Uart { range: node.registers()?, interrupt: node.interrupt(controller, 0)? })
+}
+
+/// Which UART comes first.
+struct UartOrder<'t> {
+    fdt: Fdt<'t>,
+    aliases: Option<FdtNode<'t>>,
+    console: Option<FdtNode<'t>>,
+}
+
+impl<'t> UartOrder<'t> {
+    fn new(fdt: Fdt<'t>) -> Self {
+        let mut order = Self { fdt, aliases: fdt.root().child("aliases"), console: None };
+        let stdout = fdt.root().child("chosen").and_then(|chosen| string(chosen, "stdout-path"));
+        // Options such as the baud rate follow a colon.
+        order.console = stdout.and_then(|path| order.find(path.split(':').next()?));
+        order
+    }
+
+    /// Follows a path, which may start with an alias.
+    fn find(&self, path: &str) -> Option<FdtNode<'t>> {
+        if path.starts_with('/') {
+            self.fdt.find_node(path)
+        } else {
+            self.fdt.find_node(string(self.aliases?, path)?)
+        }
+    }
+
+    /// Ranks a UART: the lowest rank comes first.
+    fn rank(&self, node: &Level<'t, '_>) -> usize {
+        if self.console.is_some_and(|console| node.is(console)) {
+            return 0;
+        }
+        let Some(aliases) = self.aliases else { return usize::MAX };
+        aliases
+            .properties()
+            .filter_map(|alias| {
+                let number: usize = alias.name().strip_prefix("serial")?.parse().ok()?;
+                let target = self.fdt.find_node(string(aliases, alias.name())?)?;
+                node.is(target).then_some(number.saturating_add(1))
+            })
+            .min()
+            .unwrap_or(usize::MAX)
+    }
+
+    /// Sorts by rank; the tree's order decides between equals.
+    fn sort(&self, uarts: &mut [(usize, Uart)]) {
+        for end in 1..uarts.len() {
+            let mut at = end;
+            while at > 0 && uarts[at - 1].0 > uarts[at].0 {
+                uarts.swap(at - 1, at);
+                at -= 1;
+            }
+        }
+    }
+}
+
+fn string<'t>(node: FdtNode<'t>, property: &str) -> Option<&'t str> {
+    node.property(property)?.value_as().ok()
+}
+
+fn smmu(node: &Level<'_, '_>, controller: &Controller) -> Result<Smmu, Refusal> {
+    let range = node.registers()?;
+    if range.size < SMMU_REGISTERS {
+        return Err(node.refuse(Problem::RegistersTooSmall { needed: SMMU_REGISTERS }));
+    }
+    if node.cell("#iommu-cells")? != Some(1) {
+        return Err(node.malformed("#iommu-cells", "it is not 1"));
+    }
+    const NAMES: &str = "interrupt-names";
+    let named = |name: &str| match node.position(NAMES, name) {
+        Some(position) => node.interrupt(controller, position),
+        None => Ok(None),
+    };
+    let needed = |interrupt: Option<_>| {
+        interrupt
+            .ok_or_else(|| node.malformed(NAMES, "it names neither combined nor eventq and gerror"))
+    };
+    let interrupts = match named("combined")? {
+        Some(interrupt) => SmmuInterrupts::Combined(interrupt),
+        None => SmmuInterrupts::Separate {
+            eventq: needed(named("eventq")?)?,
+            gerror: needed(named("gerror")?)?,
+            cmdq_sync: named("cmdq-sync")?,
+            priq: named("priq")?,
+        },
+    };
+    let phandle = node.phandle()?.ok_or_else(|| node.refuse(Problem::NoProperty("phandle")))?;
+    Ok(Smmu { range, phandle, interrupts, dma_coherent: node.is_dma_coherent() })
+}
+
+/// Checks that every StreamID is one of an SMMU that was found.
+fn check_references(root: &Level<'_, '_>, smmus: &[Smmu]) -> Result<(), Refusal> {
+    root.descendants(&mut |node| {
+        if !node.is_compatible(ECAM) {
+            return Ok(());
+        }
+        for entry in pcie::iommu_map(node)?.0.entries {
+            if !smmus.iter().any(|smmu| smmu.phandle == entry.controller) {
+                return Err(
+                    node.refuse(Problem::Dangling { property: "iommu-map", to: "an SMMUv3" })
+                );
+            }
+        }
+        Ok(())
+    })
+}
+
+fn memory(
+    node: &Level<'_, '_>,
+    memory: &mut Vec<Range, { super::MAX_MEMORY }>,
+) -> Result<(), Refusal> {
+    let mut index = 0;
+    while let Some(range) = node.reg(index)? {
+        index += 1;
+        // Firmware may leave a bank empty.
+        if range.size == 0 {
+            continue;
+        }
+        if memory.iter().any(|other| other.overlaps(range)) {
+            return Err(node.malformed("reg", "two memory regions overlap"));
+        }
+        add(memory, node, "memory regions", range)?;
+    }
+    match index {
+        0 => Err(node.refuse(Problem::NoProperty("reg"))),
+        _ => Ok(()),
+    }
+}
+
+fn reserved(
+    fdt: Fdt<'_>,
+    root: &Level<'_, '_>,
+) -> Result<Vec<Range, { super::MAX_RESERVED }>, Refusal> {
+    const WHAT: &str = "reserved memory regions";
+    let mut reserved = Vec::new();
+    for entry in fdt.memory_reservations() {
+        let range = Range { base: Pa::new(entry.address()), size: entry.size() };
+        if range.size > 0 && range.last().is_none() {
+            let why = "it reaches past the end of the address space";
+            return Err(root.malformed("/memreserve/", why));
+        }
+        add(&mut reserved, root, WHAT, range)?;
+    }
+    root.children(&mut |node| {
+        if node.node.name() != "reserved-memory" || !node.is_okay() {
+            return Ok(());
+        }
+        node.children(&mut |region| {
+            let mut index = 0;
+            // A region without an address is for an operating system to place.
+            while let Some(range) = region.reg(index)?.filter(|_| region.is_okay()) {
+                index += 1;
+                add(&mut reserved, region, WHAT, range)?;
+            }
+            Ok(())
+        })
+    })?;
+    Ok(reserved)
+}
+
+fn cpus(root: &Level<'_, '_>) -> Result<Vec<Cpu, { super::MAX_CPUS }>, Refusal> {
+    let mut cpus = Vec::<Cpu, { super::MAX_CPUS }>::new();
+    let mut without_psci = None;
+    root.children(&mut |parent| {
+        if parent.node.name() != "cpus" {
+            return Ok(());
+        }
+        let cells = parent.address_cells()?;
+        parent.children(&mut |cpu| {
+            // A CPU that is "disabled" merely does not run yet; one that failed is no CPU.
+            let failed = cpu.value("status").is_some_and(|status| status.starts_with(b"fail"));
+            if cpu.value("device_type") != Some(b"cpu\0") || failed {
+                return Ok(());
+            }
+            let mpidr = match cpu.cells("reg")? {
+                None => return Err(cpu.refuse(Problem::NoProperty("reg"))),
+                Some(mut reg) if reg.len() == cells => reg.number(cells),
+                Some(_) => None,
+            };
+            let mpidr = mpidr
+                .filter(|mpidr| mpidr & !AFFINITY == 0)
+                .ok_or_else(|| cpu.malformed("reg", "it is not the affinity of a CPU"))?;
+            if cpus.iter().any(|other| other.mpidr == mpidr) {
+                return Err(cpu.refuse(Problem::Twice("CPU with this affinity")));
+            }
+            if without_psci.is_none() && cpu.position("enable-method", "psci").is_none() {
+                without_psci = Some(cpu.refuse(Problem::NotPsci));
+            }
+            add(&mut cpus, cpu, "CPUs", Cpu { mpidr })
+        })
+    })?;
+    match (cpus.len(), without_psci) {
+        (0, _) => Err(tree::at_root(Problem::NoNode("CPU"))),
+        // The one CPU that runs need not be started.
+        (1, _) | (_, None) => Ok(cpus),
+        (_, Some(refusal)) => Err(refusal),
+    }
+}
+
+#[derive(Default)]
+struct Chosen {
+    initrd: Option<Range>,
+    bootargs: String<{ super::MAX_BOOTARGS }>,
+}
+
+fn chosen(root: &Level<'_, '_>) -> Result<Chosen, Refusal> {
+    let mut chosen = Chosen::default();
+    root.children(&mut |node| {
+        if node.node.name() != "chosen" {
+            return Ok(());
+        }
+        if let Some(text) = node.text("bootargs")? {
+            chosen.bootargs = String::try_from(text)
+                .map_err(|_| node.malformed("bootargs", "it is longer than 512 bytes"))?;
+        }
+        const END: &str = "linux,initrd-end";
+        chosen.initrd = match (node.number("linux,initrd-start")?, node.number(END)?) {
+            (None, None) => None,
+            (Some(_), None) => return Err(node.refuse(Problem::NoProperty(END))),
+            (None, Some(_)) => return Err(node.refuse(Problem::NoProperty("linux,initrd-start"))),
+            (Some(start), Some(end)) => match end.checked_sub(start) {
+                None | Some(0) => {
+                    return Err(node.malformed(END, "it is not above linux,initrd-start"));
+                }
+                Some(size) => Some(Range { base: Pa::new(start), size }),
+            },
+        };
+        Ok(())
+    })?;
+    Ok(chosen)
+}

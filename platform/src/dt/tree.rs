@@ -1,0 +1,436 @@
+//! Walking a device tree: nodes with what they inherit, and the decoding of common properties.
+
+use dtoolkit::fdt::{Fdt, FdtNode, FdtProperty};
+use dtoolkit::{Node, Property};
+use heapless::Vec;
+use smmu::addr::Pa;
+
+use super::refusal::{Path, Problem, Refusal};
+use super::{Interrupt, Phandle, Range, Trigger};
+
+const MAX_DEPTH: usize = 16;
+const MAGIC: u32 = 0xd00d_feed;
+
+/// Returns the size in bytes of the device tree that starts with `header`.
+///
+/// # Errors
+///
+/// [`Problem::NotATree`] if no device tree starts like this.
+pub fn total_size(header: [u8; 8]) -> Result<u32, Refusal> {
+    let [magic, size] = [0, 4]
+        .map(|at| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]));
+    if magic == MAGIC { Ok(size) } else { Err(at_root(Problem::NotATree)) }
+}
+
+/// Checks the whole blob, which may be followed by other bytes.
+pub(super) fn open(blob: &[u8]) -> Result<Fdt<'_>, Refusal> {
+    let header = blob.first_chunk().ok_or_else(|| at_root(Problem::NotATree))?;
+    let size = usize::try_from(total_size(*header)?).map_err(|_| at_root(Problem::NotATree))?;
+    let blob = blob.get(..size).ok_or_else(|| at_root(Problem::NotATree))?;
+    Fdt::new(blob).map_err(|error| at_root(Problem::Damaged(error)))
+}
+
+/// Blames the tree as a whole.
+pub(super) fn at_root(problem: Problem) -> Refusal {
+    let mut node = Path::new();
+    // A single character fits.
+    let _ = node.push('/');
+    Refusal { node, problem }
+}
+
+/// Returns a property's value for as long as the blob lives, not only the property.
+fn value<'t>(property: FdtProperty<'t>) -> &'t [u8] {
+    property.value_as().unwrap_or_default()
+}
+
+/// A node and its ancestors.
+#[derive(Clone, Copy)]
+pub(super) struct Level<'t, 'p> {
+    pub(super) node: FdtNode<'t>,
+    parent: Option<&'p Level<'t, 'p>>,
+    depth: usize,
+    compatible: &'t [u8],
+    okay: bool,
+}
+
+impl<'t> Level<'t, '_> {
+    /// Starts at the root.
+    pub(super) fn root(fdt: Fdt<'t>) -> Level<'t, 't> {
+        Level::new(fdt.root(), None, 0)
+    }
+
+    fn new<'p>(
+        node: FdtNode<'t>,
+        parent: Option<&'p Level<'t, 'p>>,
+        depth: usize,
+    ) -> Level<'t, 'p> {
+        let mut level = Level { node, parent, depth, compatible: &[], okay: true };
+        for property in node.properties() {
+            match property.name() {
+                "compatible" => level.compatible = value(property),
+                "status" => level.okay = matches!(value(property), b"okay\0" | b"ok\0"),
+                _ => {}
+            }
+        }
+        level
+    }
+
+    /// Blames this node.
+    pub(super) fn refuse(&self, problem: Problem) -> Refusal {
+        let mut names = Vec::<&str, MAX_DEPTH>::new();
+        let mut level = Some(self);
+        while let Some(at) = level.filter(|at| at.parent.is_some()) {
+            // No level is deeper than there is room for.
+            let _ = names.push(at.node.name());
+            level = at.parent;
+        }
+        if names.is_empty() {
+            return at_root(problem);
+        }
+        let mut node = Path::new();
+        for character in names.iter().rev().flat_map(|name| ['/'].into_iter().chain(name.chars())) {
+            // What does not fit is the end, which is the less important part.
+            let _ = node.push(character);
+        }
+        Refusal { node, problem }
+    }
+
+    pub(super) fn malformed(&self, property: &'static str, why: &'static str) -> Refusal {
+        self.refuse(Problem::Malformed { property, why })
+    }
+
+    /// Whether the node is usable.
+    pub(super) fn is_okay(&self) -> bool {
+        self.okay
+    }
+
+    /// Whether the node claims to be compatible with one of these.
+    pub(super) fn is_compatible(&self, with: &[&str]) -> bool {
+        self.compatible
+            .split(|byte| *byte == 0)
+            .any(|name| with.iter().any(|candidate| candidate.as_bytes() == name))
+    }
+
+    /// Whether `other` is the same node: its name is at the same place in the blob.
+    pub(super) fn is(&self, other: FdtNode<'t>) -> bool {
+        core::ptr::eq(self.node.name().as_ptr(), other.name().as_ptr())
+    }
+
+    /// Visits every child.
+    pub(super) fn children(
+        &self,
+        visit: &mut dyn FnMut(&Level<'t, '_>) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        for node in self.node.children() {
+            let child = Level::new(node, Some(self), self.depth + 1);
+            if child.depth > MAX_DEPTH {
+                return Err(self.refuse(Problem::TooDeep));
+            }
+            visit(&child)?;
+        }
+        Ok(())
+    }
+
+    /// Visits every usable node below this one, in the tree's order.
+    pub(super) fn descendants(
+        &self,
+        visit: &mut dyn FnMut(&Level<'t, '_>) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        self.children(&mut |child| {
+            if !child.is_okay() {
+                return Ok(());
+            }
+            visit(child)?;
+            child.descendants(visit)
+        })
+    }
+
+    /// Returns a property's value.
+    pub(super) fn value(&self, property: &str) -> Option<&'t [u8]> {
+        self.node.properties().find(|candidate| candidate.name() == property).map(value)
+    }
+
+    /// Returns a property's value as cells.
+    pub(super) fn cells(&self, property: &'static str) -> Result<Option<Cells<'t>>, Refusal> {
+        match self.value(property) {
+            None => Ok(None),
+            Some(value) if value.len().is_multiple_of(4) => Ok(Some(Cells(value))),
+            Some(_) => Err(self.malformed(property, "its length is not a multiple of 4")),
+        }
+    }
+
+    /// Returns a property that is one cell.
+    pub(super) fn cell(&self, property: &'static str) -> Result<Option<u32>, Refusal> {
+        match self.value(property).map(<[u8; 4]>::try_from) {
+            None => Ok(None),
+            Some(Ok(bytes)) => Ok(Some(u32::from_be_bytes(bytes))),
+            Some(Err(_)) => Err(self.malformed(property, "it is not one cell")),
+        }
+    }
+
+    /// Returns a property that is one number of one or two cells.
+    pub(super) fn number(&self, property: &'static str) -> Result<Option<u64>, Refusal> {
+        match self.cells(property)? {
+            None => Ok(None),
+            Some(mut cells) if (1..=2).contains(&cells.len()) => Ok(cells.number(cells.len())),
+            Some(_) => Err(self.malformed(property, "it is neither one cell nor two")),
+        }
+    }
+
+    /// Returns a property that is a string.
+    pub(super) fn text(&self, property: &'static str) -> Result<Option<&'t str>, Refusal> {
+        let Some(value) = self.value(property) else { return Ok(None) };
+        match core::ffi::CStr::from_bytes_with_nul(value).map(core::ffi::CStr::to_str) {
+            Ok(Ok(text)) => Ok(Some(text)),
+            _ => Err(self.malformed(property, "it is not a string")),
+        }
+    }
+
+    /// Returns the position of `name` in a list of strings.
+    pub(super) fn position(&self, list: &str, name: &str) -> Option<usize> {
+        self.value(list)?.split(|byte| *byte == 0).position(|entry| entry == name.as_bytes())
+    }
+
+    /// Returns how other nodes refer to this one.
+    pub(super) fn phandle(&self) -> Result<Option<Phandle>, Refusal> {
+        Ok(self.cell("phandle")?.map(Phandle))
+    }
+
+    fn cells_of(
+        &self,
+        property: &'static str,
+        default: u32,
+        allowed: u32,
+    ) -> Result<usize, Refusal> {
+        match self.cell(property)?.unwrap_or(default) {
+            cells if cells <= allowed => Ok(cells as usize),
+            _ => Err(self.malformed(property, "no address or size here can have that many cells")),
+        }
+    }
+
+    /// Returns how many cells an address of a child has: at most 3, of which all but PCI addresses use 2.
+    pub(super) fn address_cells(&self) -> Result<usize, Refusal> {
+        self.cells_of("#address-cells", 2, 3)
+    }
+
+    /// Returns how many cells a size of a child has.
+    pub(super) fn size_cells(&self) -> Result<usize, Refusal> {
+        self.cells_of("#size-cells", 1, 2)
+    }
+
+    /// Returns how many cells an address has on the bus that this node is on.
+    pub(super) fn parent_address_cells(&self) -> Result<usize, Refusal> {
+        self.parent.map_or(Ok(2), Level::address_cells)
+    }
+
+    /// Returns the physical range of entry `index` of `reg`, or `None` after the last entry.
+    pub(super) fn reg(&self, index: usize) -> Result<Option<Range>, Refusal> {
+        let (Some(mut reg), Some(bus)) = (self.cells("reg")?, self.parent) else { return Ok(None) };
+        let (address_cells, size_cells) = (bus.address_cells()?, bus.size_cells()?);
+        let entry = address_cells + size_cells;
+        if entry == 0 || !reg.len().is_multiple_of(entry) {
+            return Err(self.malformed("reg", "it is not a list of address and size"));
+        }
+        if reg.skip(index.saturating_mul(entry)).is_none() || reg.len() == 0 {
+            return Ok(None);
+        }
+        let (address, size) = match (reg.number(address_cells), reg.number(size_cells)) {
+            (Some(address), Some(size)) => (address, size),
+            _ => return Err(self.malformed("reg", "an address or size has more than 64 bits")),
+        };
+        self.physical("reg", address, size).map(Some)
+    }
+
+    /// Returns the physical range of the first entry of `reg`, which must be there and not be empty.
+    pub(super) fn registers(&self) -> Result<Range, Refusal> {
+        match self.reg(0)? {
+            None => Err(self.refuse(Problem::NoProperty("reg"))),
+            Some(range) if range.size == 0 => Err(self.malformed("reg", "its size is 0")),
+            Some(range) => Ok(range),
+        }
+    }
+
+    /// Translates a range of the bus that this node is on to a physical one.
+    pub(super) fn physical(
+        &self,
+        property: &'static str,
+        address: u64,
+        size: u64,
+    ) -> Result<Range, Refusal> {
+        let mut address = address;
+        let mut bus = self.parent;
+        while let Some((at, parent)) = bus.and_then(|bus| Some((bus, bus.parent?))) {
+            address = at
+                .to_parent(parent, address, size)?
+                .ok_or_else(|| self.refuse(Problem::Untranslatable))?;
+            bus = at.parent;
+        }
+        let range = Range { base: Pa::new(address), size };
+        if size > 0 && range.last().is_none() {
+            return Err(self.malformed(property, "it reaches past the end of the address space"));
+        }
+        Ok(range)
+    }
+
+    /// Translates an address on this bus to the parent's bus (`ranges`).
+    fn to_parent(
+        &self,
+        parent: &Level<'t, '_>,
+        address: u64,
+        size: u64,
+    ) -> Result<Option<u64>, Refusal> {
+        let Some(mut ranges) = self.cells("ranges")? else { return Ok(None) };
+        if ranges.len() == 0 {
+            return Ok(Some(address));
+        }
+        let (child, upper) = (self.address_cells()?, parent.address_cells()?);
+        let length = self.size_cells()?;
+        while ranges.len() > 0 {
+            let (Some(child), Some(upper), Some(length)) =
+                (ranges.number(child), ranges.number(upper), ranges.number(length))
+            else {
+                return Err(self.malformed("ranges", "it is not a list of address, address, size"));
+            };
+            let Some(offset) = address.checked_sub(child) else { continue };
+            if offset.checked_add(size).is_some_and(|end| end <= length) {
+                return Ok(upper.checked_add(offset));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether DMA by this node is coherent, which is inherited.
+    pub(super) fn is_dma_coherent(&self) -> bool {
+        let mut level = Some(self);
+        while let Some(at) = level {
+            for property in at.node.properties() {
+                match property.name() {
+                    "dma-coherent" => return true,
+                    "dma-noncoherent" => return false,
+                    _ => {}
+                }
+            }
+            level = at.parent;
+        }
+        false
+    }
+
+    /// Returns interrupt `index` of this node, or `None` after the last one.
+    pub(super) fn interrupt(
+        &self,
+        gic: &Controller,
+        index: usize,
+    ) -> Result<Option<Interrupt>, Refusal> {
+        if let Some(mut cells) = self.cells("interrupts-extended")? {
+            let property = "interrupts-extended";
+            for at in 0..=index {
+                let Some(parent) = cells.next() else { return Ok(None) };
+                if Phandle(parent) != gic.phandle {
+                    return Err(self.refuse(Problem::ForeignInterrupt));
+                }
+                let specifier = gic.specifier(&mut cells);
+                let interrupt = specifier.map_err(|why| self.malformed(property, why))?;
+                if at == index {
+                    return Ok(Some(interrupt));
+                }
+            }
+        }
+        let Some(mut cells) = self.cells("interrupts")? else { return Ok(None) };
+        if self.interrupt_parent()? != Some(gic.phandle) {
+            return Err(self.refuse(Problem::ForeignInterrupt));
+        }
+        if cells.skip(index.saturating_mul(gic.specifier_cells)).is_none() || cells.len() == 0 {
+            return Ok(None);
+        }
+        gic.specifier(&mut cells).map(Some).map_err(|why| self.malformed("interrupts", why))
+    }
+
+    fn interrupt_parent(&self) -> Result<Option<Phandle>, Refusal> {
+        let mut level = Some(self);
+        while let Some(at) = level {
+            if let Some(parent) = at.cell("interrupt-parent")? {
+                return Ok(Some(Phandle(parent)));
+            }
+            level = at.parent;
+        }
+        Ok(None)
+    }
+}
+
+/// How a node's interrupts are to be read: the binding of the one interrupt controller.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Controller {
+    pub(super) phandle: Phandle,
+    /// Cells of an interrupt specifier, 3 or 4.
+    pub(super) specifier_cells: usize,
+    /// Cells of the address that precedes a specifier in an `interrupt-map`.
+    pub(super) address_cells: usize,
+}
+
+impl Controller {
+    /// Reads one interrupt specifier as the GICv3 binding defines it.
+    pub(super) fn specifier(&self, cells: &mut Cells<'_>) -> Result<Interrupt, &'static str> {
+        const SHORT: &str = "an interrupt is cut short";
+        let kind = cells.next().ok_or(SHORT)?;
+        let number = cells.next().ok_or(SHORT)?;
+        let flags = cells.next().ok_or(SHORT)?;
+        for _ in 3..self.specifier_cells {
+            if cells.next().ok_or(SHORT)? != 0 {
+                return Err("an interrupt is limited to some CPUs");
+            }
+        }
+        let (base, limit, shared) = match kind {
+            0 => (32, 988, true),
+            1 => (16, 16, false),
+            2 => (4096, 1024, true),
+            3 => (1056, 64, false),
+            _ => return Err("an interrupt is neither SPI nor PPI"),
+        };
+        if number >= limit {
+            return Err("an interrupt's number is too large");
+        }
+        // The GIC senses rising edges and high levels of SPIs only; PPIs are what they are.
+        let trigger = match (flags & 0xf, shared) {
+            (1, _) | (2, false) => Trigger::Edge,
+            (4, _) | (8, false) => Trigger::Level,
+            _ => return Err("an interrupt's trigger is none that the GIC has"),
+        };
+        Ok(Interrupt { intid: base + number, trigger })
+    }
+}
+
+/// A value that is a list of 32-bit cells.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cells<'t>(&'t [u8]);
+
+impl Cells<'_> {
+    /// How many cells are left.
+    pub(super) fn len(&self) -> usize {
+        self.0.len() / 4
+    }
+
+    /// Takes one cell.
+    pub(super) fn next(&mut self) -> Option<u32> {
+        let (cell, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u32::from_be_bytes(*cell))
+    }
+
+    /// Takes `cells` cells as one number, unless it needs more than 64 bits.
+    pub(super) fn number(&mut self, cells: usize) -> Option<u64> {
+        let mut number = 0_u64;
+        for _ in 0..cells {
+            if number >> 32 != 0 {
+                return None;
+            }
+            number = number << 32 | u64::from(self.next()?);
+        }
+        Some(number)
+    }
+
+    /// Drops `cells` cells, or returns `None` if there are fewer.
+    pub(super) fn skip(&mut self, cells: usize) -> Option<()> {
+        self.0 = self.0.get(cells.checked_mul(4)?..)?;
+        Some(())
+    }
+}
