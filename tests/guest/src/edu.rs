@@ -1,0 +1,198 @@
+//! QEMU's `edu` device: 4 KiB of buffer, and DMA between it and memory 100 ms after the command.
+
+use core::fmt;
+
+use crate::arch::mem;
+use crate::gic;
+use crate::interrupt::{self, Source};
+use crate::machine::Machine;
+use crate::pci::{self, Bus, COMMAND_BUS_MASTER, Function};
+use crate::timer::{self, Deadline};
+
+/// Device ID in the high half, vendor ID in the low half.
+const ID: u32 = 0x11e8_1234;
+/// The size of the device's buffer: the most that one DMA moves. QEMU does not check, it overruns.
+pub const BUFFER_SIZE: u64 = 4096;
+/// Where the device has its buffer, in its own address space.
+const BUFFER: u64 = 0x4_0000;
+const INTERRUPT_STATUS: u64 = 0x24;
+const INTERRUPT_RAISE: u64 = 0x60;
+const INTERRUPT_ACKNOWLEDGE: u64 = 0x64;
+const DMA_SOURCE: u64 = 0x80;
+const DMA_DESTINATION: u64 = 0x88;
+const DMA_COUNT: u64 = 0x90;
+const DMA_COMMAND: u64 = 0x98;
+const DMA_RUN: u32 = 1;
+const DMA_TO_MEMORY: u32 = 2;
+const DMA_INTERRUPT: u32 = 4;
+/// How long a DMA may take: fifty times what it should.
+const PATIENCE_MS: u64 = 5000;
+
+/// Which way a DMA goes, as the memory sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// The device reads memory into its buffer.
+    Read,
+    /// The device writes its buffer to memory.
+    Write,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        })
+    }
+}
+
+/// One DMA.
+#[derive(Clone, Copy, Debug)]
+pub struct Transfer {
+    /// Which way.
+    pub operation: Operation,
+    /// The memory address that the device is given.
+    pub address: u64,
+    /// Bytes, a multiple of four, at most [`BUFFER_SIZE`]; always from the start of the buffer.
+    pub size: u64,
+}
+
+impl Transfer {
+    /// How many 4-byte accesses it consists of.
+    pub fn accesses(self) -> u64 {
+        self.size / 4
+    }
+}
+
+/// An edu device, ready for DMA.
+#[derive(Clone, Copy)]
+pub struct Edu {
+    /// The function.
+    pub function: Function,
+    /// The INTID of its line.
+    pub intid: Option<u32>,
+    bar: u64,
+}
+
+impl Edu {
+    /// Finds an edu on the bus and switches it on: the first one, or that of `device=` in the bootargs.
+    ///
+    /// # Errors
+    ///
+    /// A reason if there is none.
+    pub fn find(machine: &Machine, bus: &mut Bus<'_>) -> Result<Self, &'static str> {
+        let wanted = machine.bootargs.get("device");
+        let function = pci::functions(bus.bridge)
+            .filter(|function| function.id() == ID)
+            .find(|function| wanted.is_none_or(|address| is_called(*function, address)))
+            .ok_or("no edu device")?;
+        Self::switch_on(function, bus)
+    }
+
+    fn switch_on(function: Function, bus: &mut Bus<'_>) -> Result<Self, &'static str> {
+        bus.assign(function)?;
+        function.enable(COMMAND_BUS_MASTER);
+        let bar = function.bar_address(function.bars().next().ok_or("edu: no BAR")?);
+        Ok(Self { function, intid: function.intx(bus.bridge), bar })
+    }
+
+    /// Writes everything but the command that starts it.
+    ///
+    /// # Panics
+    ///
+    /// If it does not fit the buffer.
+    pub fn prepare(self, transfer: Transfer) {
+        assert!(transfer.size <= BUFFER_SIZE, "edu: {} bytes", transfer.size);
+        let (source, destination) = match transfer.operation {
+            Operation::Read => (transfer.address, BUFFER),
+            Operation::Write => (BUFFER, transfer.address),
+        };
+        mem::write64(self.bar + DMA_SOURCE, source);
+        mem::write64(self.bar + DMA_DESTINATION, destination);
+        mem::write64(self.bar + DMA_COUNT, transfer.size);
+    }
+
+    /// Starts the prepared transfer.
+    pub fn start(self, operation: Operation, interrupt: bool) {
+        let direction = if operation == Operation::Write { DMA_TO_MEMORY } else { 0 };
+        let interrupt = if interrupt { DMA_INTERRUPT } else { 0 };
+        mem::barrier();
+        mem::write32(self.bar + DMA_COMMAND, DMA_RUN | direction | interrupt);
+    }
+
+    /// Whether a transfer is under way.
+    pub fn is_busy(self) -> bool {
+        let busy = mem::read32(self.bar + DMA_COMMAND) & DMA_RUN != 0;
+        mem::barrier();
+        busy
+    }
+
+    /// Does one transfer, looking at the device until it is over.
+    ///
+    /// # Errors
+    ///
+    /// A reason if the device does not finish.
+    pub fn transfer(self, transfer: Transfer) -> Result<(), &'static str> {
+        self.prepare(transfer);
+        self.start(transfer.operation, false);
+        let patience = Deadline::after_ms(PATIENCE_MS);
+        if timer::poll_every_ms(1, patience, || !self.is_busy()) {
+            Ok(())
+        } else {
+            Err("edu: DMA is stuck")
+        }
+    }
+
+    /// Does one transfer, sleeping until the device's interrupt says that it is over.
+    ///
+    /// # Errors
+    ///
+    /// A reason if the interrupt does not come, or comes early.
+    pub fn transfer_with(self, source: Source, transfer: Transfer) -> Result<(), &'static str> {
+        let before = source.raised();
+        self.prepare(transfer);
+        self.start(transfer.operation, true);
+        if !interrupt::wait_until(Deadline::after_ms(PATIENCE_MS), || source.raised() != before) {
+            return Err("edu: no interrupt after DMA");
+        }
+        if self.is_busy() { Err("edu: interrupt before the end of DMA") } else { Ok(()) }
+    }
+
+    /// Lets interrupts of this device reach this CPU, and the handler silence them.
+    ///
+    /// # Errors
+    ///
+    /// A reason if it has no line.
+    pub fn connect(self) -> Result<Source, &'static str> {
+        let intid = self.intid.ok_or("edu: no interrupt line")?;
+        let source = Source::add_edu(intid, self.bar);
+        gic::enable_spi(intid);
+        Ok(source)
+    }
+
+    /// Raises its interrupt line for the reasons in `status`.
+    pub fn raise(self, status: u32) {
+        mem::write32(self.bar + INTERRUPT_RAISE, status);
+    }
+}
+
+/// Lowers the line of the edu at `bar`; returns for which reasons it was raised.
+pub fn acknowledge(bar: u64) -> u32 {
+    let status = mem::read32(bar + INTERRUPT_STATUS);
+    if status != 0 {
+        mem::write32(bar + INTERRUPT_ACKNOWLEDGE, status);
+    }
+    status
+}
+
+fn is_called(function: Function, address: &str) -> bool {
+    struct Rest<'a>(&'a str);
+    impl fmt::Write for Rest<'_> {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0 = self.0.strip_prefix(text).ok_or(fmt::Error)?;
+            Ok(())
+        }
+    }
+    let mut rest = Rest(address);
+    fmt::write(&mut rest, format_args!("{function}")).is_ok() && rest.0.is_empty()
+}

@@ -1,0 +1,156 @@
+//! What the device tree says about the machine, as far as the runtime needs it.
+
+use core::ops::Range;
+
+use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::standard::NodeStandard as _;
+use dtoolkit::{Node as _, Property as _, ToCellInt as _};
+
+use crate::arch::boot::MAX_CPUS;
+use crate::arch::call::Conduit;
+use crate::bootargs::Bootargs;
+
+/// Interrupt lines of a PCI host bridge: four slots by four pins.
+pub type IntxMap = [[Option<u32>; 4]; 4];
+
+/// The PCI host bridge.
+#[derive(Clone, Debug)]
+pub struct Bridge {
+    /// Configuration space of bus 0.
+    pub ecam: u64,
+    /// Where 32-bit memory BARs may go; PCI and CPU addresses are the same.
+    pub mem32: Range<u64>,
+    /// The INTID of `[device % 4][pin - 1]`.
+    pub intx: IntxMap,
+}
+
+/// The machine.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// What to do.
+    pub bootargs: Bootargs,
+    /// The console's PL011.
+    pub uart: u64,
+    /// RAM, the first range.
+    pub ram: Range<u64>,
+    /// The GIC's distributor.
+    pub distributor: u64,
+    /// The GIC's redistributors, one frame per CPU.
+    pub redistributors: Range<u64>,
+    /// How PSCI is called.
+    pub conduit: Conduit,
+    /// The affinities of all CPUs, as `MPIDR_EL1` gives them; the first [`Machine::cpus`] count.
+    pub affinities: [u64; MAX_CPUS],
+    /// How many CPUs there are.
+    pub cpus: usize,
+    /// The PCI host bridge, if there is one.
+    pub bridge: Option<Bridge>,
+}
+
+impl Machine {
+    /// Reads the device tree.
+    ///
+    /// # Errors
+    ///
+    /// What is missing or not understood.
+    pub fn discover(tree: &Fdt<'static>) -> Result<Self, &'static str> {
+        let root = tree.root();
+        let find = |compatible: &str| root.children().find(|node| node.is_compatible(compatible));
+        let chosen = tree.find_node("/chosen").ok_or("no /chosen")?;
+        let stdout = text(chosen, "stdout-path").map(|path| path.split(':').next().unwrap_or(path));
+        let uart = stdout
+            .and_then(|path| tree.find_node(path))
+            .filter(|node| node.is_compatible("arm,pl011"))
+            .or_else(|| find("arm,pl011"))
+            .ok_or("no arm,pl011")?;
+        let memory = tree.find_node("/memory").ok_or("no /memory")?;
+        let gic = find("arm,gic-v3").ok_or("no arm,gic-v3")?;
+        let psci = find("arm,psci-1.0").or_else(|| find("arm,psci-0.2")).ok_or("no arm,psci")?;
+        let (affinities, cpus) = cpus(tree)?;
+        Ok(Self {
+            bootargs: Bootargs(text(chosen, "bootargs").unwrap_or("")),
+            uart: range(uart, 0)?.start,
+            ram: range(memory, 0)?,
+            distributor: range(gic, 0)?.start,
+            redistributors: range(gic, 1)?,
+            conduit: match text(psci, "method") {
+                Some("smc") => Conduit::Smc,
+                Some("hvc") => Conduit::Hvc,
+                _ => return Err("psci: method is neither smc nor hvc"),
+            },
+            affinities,
+            cpus,
+            bridge: find("pci-host-ecam-generic").map(|node| bridge(node, gic)).transpose()?,
+        })
+    }
+}
+
+fn text(node: FdtNode<'static>, name: &str) -> Option<&'static str> {
+    node.property(name)?.value_as::<&'static str>().ok()
+}
+
+fn number(node: FdtNode<'static>, name: &str) -> Option<u32> {
+    node.property(name)?.value_as::<u32>().ok()
+}
+
+fn range(node: FdtNode<'static>, index: usize) -> Result<Range<u64>, &'static str> {
+    let reg =
+        node.reg().ok().flatten().and_then(|mut reg| reg.nth(index)).ok_or("reg is missing")?;
+    let start = reg.address::<u64>().map_err(|_| "reg: address")?;
+    let size = reg.size::<u64>().map_err(|_| "reg: size")?;
+    Ok(start..start.checked_add(size).ok_or("reg: end")?)
+}
+
+fn cpus(tree: &Fdt<'static>) -> Result<([u64; MAX_CPUS], usize), &'static str> {
+    let mut affinities = [0; MAX_CPUS];
+    let mut count = 0;
+    let nodes = tree.find_node("/cpus").ok_or("no /cpus")?;
+    for node in nodes.children().filter(|node| text(*node, "device_type") == Some("cpu")) {
+        let reg = node.reg().ok().flatten().and_then(|mut reg| reg.next()).ok_or("cpu: no reg")?;
+        *affinities.get_mut(count).ok_or("too many CPUs")? =
+            reg.address::<u64>().map_err(|_| "cpu: reg")?;
+        count += 1;
+    }
+    Ok((affinities, count))
+}
+
+fn bridge(node: FdtNode<'static>, gic: FdtNode<'static>) -> Result<Bridge, &'static str> {
+    const SPACE_MEM32: u32 = 2;
+
+    // The first cell of a PCI address says which space it is in (IEEE 1275 PCI binding).
+    let mem32 = node
+        .property("ranges")
+        .and_then(|property| property.as_prop_encoded_array([1, 2, 2, 2]).ok())
+        .ok_or("pcie: no ranges")?
+        .find_map(|[space, bus, cpu, size]| {
+            let space = space.to_int::<u32>().ok()? >> 24 & 3;
+            let (bus, cpu) = (bus.to_int::<u64>().ok()?, cpu.to_int::<u64>().ok()?);
+            let size = size.to_int::<u64>().ok()?;
+            (space == SPACE_MEM32 && bus == cpu).then_some(cpu..cpu + size)
+        })
+        .ok_or("pcie: no 32-bit memory window")?;
+    Ok(Bridge { ecam: range(node, 0)?.start, mem32, intx: intx(node, gic)? })
+}
+
+fn intx(node: FdtNode<'static>, gic: FdtNode<'static>) -> Result<IntxMap, &'static str> {
+    const FIRST_SPI: u32 = 32;
+
+    let parent_cells = number(gic, "#address-cells").unwrap_or(0) as usize;
+    let mut lines = IntxMap::default();
+    let entries = node
+        .property("interrupt-map")
+        .and_then(|property| {
+            property.as_prop_encoded_array([1, 2, 1, 1, parent_cells, 1, 1, 1]).ok()
+        })
+        .ok_or("pcie: no interrupt-map")?;
+    for [address, _, pin, _, _, kind, interrupt, _] in entries {
+        let cell =
+            |cells: dtoolkit::Cells<'_>| cells.to_int::<u32>().map_err(|_| "pcie: interrupt-map");
+        let (address, pin) = (cell(address)?, cell(pin)?);
+        if cell(kind)? != 0 || !(1..=4).contains(&pin) {
+            return Err("pcie: interrupt-map: not an SPI");
+        }
+        lines[(address >> 11 & 3) as usize][pin as usize - 1] = Some(FIRST_SPI + cell(interrupt)?);
+    }
+    Ok(lines)
+}
