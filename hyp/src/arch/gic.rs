@@ -1,0 +1,342 @@
+//! The physical GICv3: distributor, redistributors, this CPU's interface, and the list registers.
+//!
+//! EL2 takes every physical interrupt. With `EOImode`=1 acknowledging and dropping the priority is EL2's part;
+//! an interrupt that belongs to a guest is deactivated by the guest, through its list register.
+
+use core::arch::asm;
+
+use crate::arch::cpu::{self, MAX_CPUS};
+use crate::arch::mmio::Window;
+use crate::arch::sysreg::{isb, read, write};
+
+/// The first shared peripheral interrupt.
+pub const FIRST_SPI: u32 = 32;
+/// From here on an acknowledged number means that nothing is pending.
+const SPECIAL: u32 = 1020;
+/// The software-generated interrupt that makes a CPU leave guest code.
+pub const KICK: u32 = 0;
+
+const GICD_CTLR: u64 = 0x0;
+const GICD_TYPER: u64 = 0x4;
+const GICD_IROUTER: u64 = 0x6000;
+const GICR_CTLR_RWP: u32 = 1 << 3;
+const GICD_CTLR_RWP: u32 = 1 << 31;
+const GICR_TYPER: u64 = 0x8;
+const GICR_WAKER: u64 = 0x14;
+const SGI_FRAME: u64 = 0x1_0000;
+
+// Offsets shared by the distributor and the redistributor's SGI frame.
+const IGROUPR: u64 = 0x80;
+const ISENABLER: u64 = 0x100;
+const ICENABLER: u64 = 0x180;
+const ISPENDR: u64 = 0x200;
+const ICPENDR: u64 = 0x280;
+const ICACTIVER: u64 = 0x380;
+const IPRIORITYR: u64 = 0x400;
+const ICFGR: u64 = 0xc00;
+
+/// Reads before a register write that never takes effect is given up.
+const RWP_TRIES: u32 = 100_000;
+
+/// Something in the GIC is not what the architecture says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GicError {
+    /// No redistributor names this CPU's affinity.
+    NoRedistributor {
+        /// The CPU's `MPIDR_EL1` affinity fields.
+        mpidr: u64,
+    },
+    /// The redistributor did not wake up, or a write was never done.
+    Stuck,
+}
+
+/// The physical interrupt controller.
+#[derive(Debug)]
+pub struct Gic {
+    distributor: Window,
+    redistributors: [Option<Window>; MAX_CPUS],
+    affinities: [u64; MAX_CPUS],
+}
+
+/// The affinity fields of an `MPIDR_EL1` value.
+fn affinity(mpidr: u64) -> u64 {
+    mpidr & 0xff_00ff_ffff
+}
+
+impl Gic {
+    /// Finds the redistributor of each CPU. `regions` are mapped register windows of `stride` bytes per CPU.
+    ///
+    /// # Errors
+    ///
+    /// [`GicError::NoRedistributor`] if a CPU has none.
+    pub fn find(
+        distributor: Window,
+        regions: impl Iterator<Item = Window> + Clone,
+        stride: u64,
+        mpidrs: &[u64],
+    ) -> Result<Self, GicError> {
+        let mut gic = Self { distributor, redistributors: [None; MAX_CPUS], affinities: [0; MAX_CPUS] };
+        for (cpu, &mpidr) in mpidrs.iter().enumerate() {
+            let wanted = affinity(mpidr);
+            gic.affinities[cpu] = wanted;
+            gic.redistributors[cpu] = regions.clone().find_map(|region| {
+                (0..region.size() / stride).find_map(|frame| {
+                    let typer = region.read64(frame * stride + GICR_TYPER);
+                    let found = (typer >> 32 & 0xff_ffff) | typer >> 56 << 32;
+                    // SAFETY: a part of a mapped window; redistributor registers other than the LPI table bases, which
+                    // EL2 never writes, cause no memory access.
+                    (found == wanted)
+                        .then(|| unsafe { Window::new(region.base().add(frame * stride), stride) })
+                })
+            });
+            if gic.redistributors[cpu].is_none() {
+                return Err(GicError::NoRedistributor { mpidr });
+            }
+        }
+        Ok(gic)
+    }
+
+    /// Disables every shared interrupt, gives it to the non-secure group and enables the distributor. Once, on the first CPU.
+    ///
+    /// # Errors
+    ///
+    /// [`GicError::Stuck`].
+    pub fn start(&self) -> Result<(), GicError> {
+        let d = &self.distributor;
+        d.write32(GICD_CTLR, 0);
+        self.wait_distributor()?;
+        let words = u64::from(d.read32(GICD_TYPER) & 0x1f) + 1;
+        for word in 1..words {
+            d.write32(ICENABLER + 4 * word, u32::MAX);
+            d.write32(ICPENDR + 4 * word, u32::MAX);
+            d.write32(ICACTIVER + 4 * word, u32::MAX);
+            d.write32(IGROUPR + 4 * word, u32::MAX);
+            for priorities in 0..8 {
+                d.write32(IPRIORITYR + 32 * word + 4 * priorities, 0xa0a0_a0a0);
+            }
+        }
+        self.wait_distributor()?;
+        // Affinity routing and group 1; the bits are where they are in both security configurations.
+        d.write32(GICD_CTLR, 1 << 4 | 1 << 1);
+        self.wait_distributor()
+    }
+
+    fn wait_distributor(&self) -> Result<(), GicError> {
+        (0..RWP_TRIES)
+            .any(|_| self.distributor.read32(GICD_CTLR) & GICD_CTLR_RWP == 0)
+            .then_some(())
+            .ok_or(GicError::Stuck)
+    }
+
+    fn redistributor(&self, cpu: usize) -> &Window {
+        self.redistributors[cpu].as_ref().expect("`find` gave every CPU a redistributor")
+    }
+
+    /// Wakes this CPU's redistributor and interface; of its private interrupts only `private` are enabled.
+    ///
+    /// # Errors
+    ///
+    /// [`GicError::Stuck`].
+    pub fn start_cpu(&self, private: &[u32]) -> Result<(), GicError> {
+        let r = self.redistributor(cpu::number());
+        r.write32(GICR_WAKER, r.read32(GICR_WAKER) & !(1 << 1));
+        if !(0..RWP_TRIES).any(|_| r.read32(GICR_WAKER) & 1 << 2 == 0) {
+            return Err(GicError::Stuck);
+        }
+        r.write32(SGI_FRAME + ICENABLER, u32::MAX);
+        r.write32(SGI_FRAME + ICPENDR, u32::MAX);
+        r.write32(SGI_FRAME + ICACTIVER, u32::MAX);
+        r.write32(SGI_FRAME + IGROUPR, u32::MAX);
+        for priorities in 0..8 {
+            r.write32(SGI_FRAME + IPRIORITYR + 4 * priorities, 0xa0a0_a0a0);
+        }
+        let enabled = private.iter().fold(1 << KICK, |bits, intid| bits | 1 << intid);
+        r.write32(SGI_FRAME + ISENABLER, enabled);
+        if !(0..RWP_TRIES).any(|_| r.read32(0) & GICR_CTLR_RWP == 0) {
+            return Err(GicError::Stuck);
+        }
+        start_interface();
+        Ok(())
+    }
+
+    /// The window and register offset that hold `intid`'s bit. Private interrupts are this CPU's.
+    fn place(&self, intid: u32, register: u64) -> (&Window, u64) {
+        if intid < FIRST_SPI {
+            (self.redistributor(cpu::number()), SGI_FRAME + register)
+        } else {
+            (&self.distributor, register + 4 * u64::from(intid / 32))
+        }
+    }
+
+    fn write_bit(&self, intid: u32, register: u64) {
+        let (window, offset) = self.place(intid, register);
+        window.write32(offset, 1 << (intid % 32));
+    }
+
+    /// Enables or disables an interrupt.
+    pub fn set_enabled(&self, intid: u32, enabled: bool) {
+        self.write_bit(intid, if enabled { ISENABLER } else { ICENABLER });
+    }
+
+    /// Sets or clears an interrupt's pending state; a level that is high stays pending.
+    pub fn set_pending(&self, intid: u32, pending: bool) {
+        self.write_bit(intid, if pending { ISPENDR } else { ICPENDR });
+    }
+
+    /// Whether an interrupt is pending.
+    pub fn is_pending(&self, intid: u32) -> bool {
+        let (window, offset) = self.place(intid, ISPENDR);
+        window.read32(offset) & 1 << (intid % 32) != 0
+    }
+
+    /// Clears an interrupt's active state.
+    pub fn deactivate(&self, intid: u32) {
+        self.write_bit(intid, ICACTIVER);
+    }
+
+    /// Routes a shared interrupt to CPU `cpu`.
+    pub fn set_target(&self, intid: u32, cpu: usize) {
+        if intid >= FIRST_SPI {
+            self.distributor.write64(GICD_IROUTER + 8 * u64::from(intid), self.affinities[cpu]);
+        }
+    }
+
+    /// Makes a shared interrupt edge-triggered or level-sensitive. The two bits of an interrupt share a register with fifteen
+    /// others: callers that run at the same time hold one lock.
+    pub fn set_edge(&self, intid: u32, edge: bool) {
+        if intid < FIRST_SPI {
+            return;
+        }
+        let offset = ICFGR + 4 * u64::from(intid / 16);
+        let bit = 2 << (2 * (intid % 16));
+        let old = self.distributor.read32(offset);
+        self.distributor.write32(offset, if edge { old | bit } else { old & !bit });
+    }
+
+    /// Makes CPU `cpu` leave guest code soon.
+    pub fn kick(&self, cpu: usize) {
+        let target = self.affinities[cpu];
+        let list = 1u64 << (target & 0xf);
+        let value = (target >> 32 & 0xff) << 48
+            | (target >> 4 & 0xf) << 44
+            | (target >> 16 & 0xff) << 32
+            | u64::from(KICK) << 24
+            | (target >> 8 & 0xff) << 16
+            | list;
+        // SAFETY: generates an interrupt whose handler only returns; the barrier lets the CPU see what it is kicked for.
+        unsafe { asm!("dsb ishst", "msr s3_0_c12_c11_5, {}", "isb", in(reg) value, options(nostack, preserves_flags)) };
+    }
+}
+
+read!(icc_sre_el2, "s3_4_c12_c9_5");
+write!(icc_sre_el2_write, "s3_4_c12_c9_5");
+write!(icc_pmr_el1, "s3_0_c4_c6_0");
+write!(icc_bpr1_el1, "s3_0_c12_c12_3");
+write!(icc_ctlr_el1, "s3_0_c12_c12_4");
+write!(icc_igrpen1_el1, "s3_0_c12_c12_7");
+write!(icc_eoir1_el1, "s3_0_c12_c12_1");
+write!(icc_dir_el1, "s3_0_c12_c11_1");
+write!(ich_hcr_el2_write, "s3_4_c12_c11_0");
+read!(ich_hcr_el2, "s3_4_c12_c11_0");
+read!(ich_vtr_el2, "s3_4_c12_c11_1");
+write!(ich_vmcr_el2, "s3_4_c12_c11_7");
+write!(ich_ap0r0_el2, "s3_4_c12_c8_0");
+write!(ich_ap1r0_el2, "s3_4_c12_c9_0");
+
+fn start_interface() {
+    icc_sre_el2_write(icc_sre_el2() | 1 | 1 << 3);
+    isb();
+    icc_pmr_el1(0xff);
+    icc_bpr1_el1(0);
+    icc_ctlr_el1(1 << 1); // EOImode: dropping the priority does not deactivate
+    icc_igrpen1_el1(1);
+    isb();
+}
+
+/// Acknowledges the most urgent pending interrupt of this CPU.
+pub fn acknowledge() -> Option<u32> {
+    let value: u64;
+    // SAFETY: acknowledging changes the state of the interrupt controller only.
+    unsafe { asm!("mrs {}, s3_0_c12_c12_0", "dsb sy", out(reg) value, options(nostack, preserves_flags)) };
+    let intid = (value & 0xff_ffff) as u32;
+    (intid < SPECIAL).then_some(intid)
+}
+
+/// Lets interrupts as urgent as `intid` in again; it stays active.
+pub fn drop_priority(intid: u32) {
+    icc_eoir1_el1(intid.into());
+}
+
+/// Ends `intid`, which was EL2's own.
+pub fn end(intid: u32) {
+    drop_priority(intid);
+    icc_dir_el1(intid.into());
+    isb();
+}
+
+/// How many list registers this CPU has.
+pub fn list_registers() -> usize {
+    (ich_vtr_el2() & 0x1f) as usize + 1
+}
+
+/// How many priority bits virtual interrupts have.
+pub fn priority_bits() -> u32 {
+    (ich_vtr_el2() >> 29 & 7) as u32 + 1
+}
+
+/// Puts the virtual CPU interface where a cold boot has it.
+pub fn reset_virtual_interface() {
+    ich_vmcr_el2(0);
+    ich_ap0r0_el2(0);
+    ich_ap1r0_el2(0);
+    for index in 0..list_registers() {
+        write_list_register(index, 0);
+    }
+    ich_hcr_el2_write(1);
+    isb();
+}
+
+/// `ICH_HCR_EL2`, whose upper bits count what the guest ended without a list register.
+pub fn virtual_control() -> u64 {
+    ich_hcr_el2()
+}
+
+/// Sets `ICH_HCR_EL2`.
+pub fn set_virtual_control(value: u64) {
+    ich_hcr_el2_write(value);
+}
+
+macro_rules! list_register {
+    ($index:expr, $before:literal $after:literal, $operand:tt $value:expr) => {
+        list_register!(@ $index, $before $after, $operand $value,
+            0 "s3_4_c12_c12_0", 1 "s3_4_c12_c12_1", 2 "s3_4_c12_c12_2", 3 "s3_4_c12_c12_3",
+            4 "s3_4_c12_c12_4", 5 "s3_4_c12_c12_5", 6 "s3_4_c12_c12_6", 7 "s3_4_c12_c12_7",
+            8 "s3_4_c12_c13_0", 9 "s3_4_c12_c13_1", 10 "s3_4_c12_c13_2", 11 "s3_4_c12_c13_3",
+            12 "s3_4_c12_c13_4", 13 "s3_4_c12_c13_5", 14 "s3_4_c12_c13_6", 15 "s3_4_c12_c13_7")
+    };
+    (@ $index:expr, $before:literal $after:literal, $operand:tt $value:expr, $($number:literal $name:literal),*) => {
+        match $index {
+            $(
+                $number => {
+                    // SAFETY: list registers hold interrupts for the guest, nothing that EL2 depends on.
+                    unsafe {
+                        asm!(concat!($before, $name, $after), $operand(reg) $value, options(nomem, nostack, preserves_flags));
+                    }
+                }
+            )*
+            _ => {}
+        }
+    };
+}
+
+/// Reads a list register; 0 for one that does not exist.
+pub fn read_list_register(index: usize) -> u64 {
+    let mut value: u64 = 0;
+    list_register!(index, "mrs {}, " "", out value);
+    value
+}
+
+/// Writes a list register; nothing happens for one that does not exist.
+pub fn write_list_register(index: usize, value: u64) {
+    list_register!(index, "msr " ", {}", in value);
+}

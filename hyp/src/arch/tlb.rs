@@ -1,0 +1,56 @@
+//! The CPUs' stage-2 TLBs. The tables are the `smmu` crate's; these are the CPU's half of each invalidation.
+
+use core::arch::asm;
+
+use smmu::addr::{Ipa, Vmid};
+
+use crate::arch::sysreg::{dsb_ish, dsb_ishst, isb, write};
+
+write!(
+    /// The stage-2 root and VMID that the next guest entry and stage-2 TLB maintenance use.
+    pub vttbr_el2_write, "vttbr_el2"
+);
+
+/// Removes everything cached for `vmid` on all CPUs. `vttbr` is the value to go back to.
+pub fn invalidate_vmid(vmid: Vmid, vttbr: u64) {
+    dsb_ishst();
+    vttbr_el2_write(u64::from(vmid.0) << 48);
+    isb();
+    // SAFETY: TLB maintenance for the VMID just selected; no guest runs on this CPU meanwhile.
+    unsafe { asm!("tlbi vmalls12e1is", options(nostack, preserves_flags)) };
+    dsb_ish();
+    isb();
+    vttbr_el2_write(vttbr);
+    isb();
+}
+
+/// Removes what is cached for `pages` 4 KiB pages from `ipa` for the VMID that `VTTBR_EL2` holds, on all CPUs.
+pub fn invalidate_ipa(ipa: Ipa, pages: u64) {
+    dsb_ishst();
+    // Beyond this many single operations dropping the VMID is cheaper.
+    if pages > 512 {
+        // SAFETY: TLB maintenance for the current VMID.
+        unsafe { asm!("tlbi vmalls12e1is", options(nostack, preserves_flags)) };
+    } else {
+        for page in 0..pages {
+            let operand = (ipa.raw() >> 12) + page;
+            // SAFETY: as above.
+            unsafe { asm!("tlbi ipas2e1is, {}", in(reg) operand, options(nostack, preserves_flags)) };
+        }
+        dsb_ish();
+        // Entries that combine both stages are not tagged by IPA.
+        // SAFETY: as above.
+        unsafe { asm!("tlbi vmalle1is", options(nostack, preserves_flags)) };
+    }
+    dsb_ish();
+    isb();
+}
+
+/// Removes everything that any guest may have left in this CPU's and its peers' TLBs.
+pub fn invalidate_guests() {
+    dsb_ishst();
+    // SAFETY: TLB maintenance of regimes that EL2 does not use.
+    unsafe { asm!("tlbi alle1is", options(nostack, preserves_flags)) };
+    dsb_ish();
+    isb();
+}

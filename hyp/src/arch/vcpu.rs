@@ -1,0 +1,214 @@
+//! One virtual CPU on its physical CPU: traps, EL1 state, entry, exit and injected exceptions.
+//!
+//! Every virtual CPU has a physical CPU of its own, so its EL1 registers stay where they are while EL2 runs;
+//! only the general registers are saved.
+
+use core::arch::asm;
+
+use crate::arch::sysreg::{self, isb, read, write};
+use crate::arch::timer;
+
+/// The registers that an exit saves. The layout is known to `vectors.S`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct GuestRegisters {
+    /// x0 to x30.
+    pub x: [u64; 31],
+    /// Where the guest goes on.
+    pub elr: u64,
+    /// With which PSTATE.
+    pub spsr: u64,
+}
+
+/// Why guest code was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// An instruction of the guest needs EL2.
+    Synchronous {
+        /// `ESR_EL2`.
+        esr: u64,
+        /// `FAR_EL2`.
+        far: u64,
+        /// `HPFAR_EL2`.
+        hpfar: u64,
+    },
+    /// A physical interrupt is pending.
+    Interrupt,
+    /// A device answered an access of the guest with an asynchronous error.
+    SystemError,
+}
+
+unsafe extern "C" {
+    fn enter_guest(registers: *mut GuestRegisters) -> u64;
+}
+
+/// Runs guest code until it needs EL2.
+pub fn enter(registers: &mut GuestRegisters) -> Exit {
+    // SAFETY: the guest runs at EL1 under stage 2, which maps none of EL2's memory; the routine keeps every
+    // callee-saved register and touches memory only at `registers` and on this stack.
+    let kind = unsafe { enter_guest(registers) };
+    match kind {
+        0 => Exit::Synchronous {
+            esr: sysreg::esr_el2(),
+            far: sysreg::far_el2(),
+            hpfar: sysreg::hpfar_el2(),
+        },
+        1 => Exit::Interrupt,
+        _ => Exit::SystemError,
+    }
+}
+
+write!(hcr_el2, "hcr_el2");
+write!(hcrx_el2, "s3_4_c1_c2_2");
+write!(hfgrtr_el2, "s3_4_c1_c1_4");
+write!(hfgwtr_el2, "s3_4_c1_c1_5");
+write!(hfgitr_el2, "s3_4_c1_c1_6");
+write!(hdfgrtr_el2, "s3_4_c3_c1_4");
+write!(hdfgwtr_el2, "s3_4_c3_c1_5");
+write!(cptr_el2, "cptr_el2");
+write!(hstr_el2, "hstr_el2");
+write!(mdcr_el2, "mdcr_el2");
+write!(vtcr_el2, "vtcr_el2");
+write!(vpidr_el2, "vpidr_el2");
+write!(vmpidr_el2, "vmpidr_el2");
+read!(mdcr_el2_read, "mdcr_el2");
+read!(id_aa64mmfr1_el1, "id_aa64mmfr1_el1");
+
+/// What a guest may not do without EL2 (Arm ARM, D19.2.48).
+const HCR: u64 = 1 // VM: stage 2
+    | 1 << 1 // SWIO: set/way invalidation cleans first
+    | 1 << 2 // PTW: no stage-1 walk on device memory
+    | 1 << 3 | 1 << 4 | 1 << 5 // FMO, IMO, AMO: physical interrupts and errors are EL2's
+    | 1 << 9 | 1 << 10 // FB, BSU: its maintenance reaches its other CPUs
+    | 1 << 18 // TID3: identification registers
+    | 1 << 19 // TSC: SMC, or it would reach the firmware
+    | 1 << 20 | 1 << 21 // TIDCP, TACR: implementation-defined registers
+    | 1 << 31 // RW: EL1 is AArch64
+    | 1 << 35 // TLOR: limited ordering regions
+    | 1 << 40 | 1 << 41; // APK, API: pointer authentication is the guest's own
+
+/// Trace, SVE, SME and activity monitors trap; FP and Advanced SIMD do not (Arm ARM, `CPTR_EL2` with E2H=0).
+const CPTR: u64 = 0x33ff | 1 << 20 | 1 << 30;
+/// Performance monitors, statistical profiling, trace and the OS locks trap; `HPMN` is kept (Arm ARM, `MDCR_EL2`).
+const MDCR: u64 = 1 << 5 | 1 << 6 | 1 << 10 | 1 << 14 | 1 << 17 | 1 << 19;
+const MDCR_HPMN: u64 = 0x1f;
+
+/// Sets this CPU's traps and stage-2 regime, once for its virtual CPU `index`. `vtcr` and `vttbr` describe the CPU root.
+pub fn configure(index: usize, vtcr: u64, vttbr: u64) {
+    if sysreg::id_aa64mmfr0_el1() >> 56 & 0xf != 0 {
+        hfgrtr_el2(0);
+        hfgwtr_el2(0);
+        hfgitr_el2(0);
+        hdfgrtr_el2(0);
+        hdfgwtr_el2(0);
+    }
+    if id_aa64mmfr1_el1() >> 40 & 0xf != 0 {
+        hcrx_el2(0);
+    }
+    hcr_el2(HCR);
+    cptr_el2(CPTR);
+    hstr_el2(0);
+    mdcr_el2(mdcr_el2_read() & MDCR_HPMN | MDCR);
+    vpidr_el2(sysreg::midr_el1());
+    vmpidr_el2(1 << 31 | index as u64);
+    vtcr_el2(vtcr);
+    crate::arch::tlb::vttbr_el2_write(vttbr);
+    // The guest's own timers; physical counter and timer need no trap either, nobody shares this CPU.
+    timer::cnthctl_write(0b11);
+    isb();
+}
+
+macro_rules! reset_registers {
+    ($($register:literal = $value:expr),* $(,)?) => {
+        $(
+            // SAFETY: an EL1 register, which governs only the guest that is about to start.
+            unsafe { asm!(concat!("msr ", $register, ", {}"), in(reg) $value as u64, options(nomem, nostack, preserves_flags)) };
+        )*
+    };
+}
+
+/// Puts this CPU's EL1 and EL0 state where a cold boot has it, and returns registers that start at `entry` with
+/// `argument` in x0: EL1, MMU off, everything masked.
+pub fn reset(entry: u64, argument: u64) -> GuestRegisters {
+    reset_registers! {
+        "sctlr_el1" = 0x30d0_0800u64,
+        "cpacr_el1" = 0, "ttbr0_el1" = 0, "ttbr1_el1" = 0, "tcr_el1" = 0, "mair_el1" = 0, "amair_el1" = 0,
+        "contextidr_el1" = 0, "tpidr_el0" = 0, "tpidr_el1" = 0, "tpidrro_el0" = 0, "vbar_el1" = 0,
+        "esr_el1" = 0, "far_el1" = 0, "afsr0_el1" = 0, "afsr1_el1" = 0, "par_el1" = 0, "elr_el1" = 0, "spsr_el1" = 0,
+        "sp_el0" = 0, "sp_el1" = 0, "csselr_el1" = 0, "mdscr_el1" = 0, "cntkctl_el1" = 0,
+        "cntp_ctl_el0" = 0, "cntv_ctl_el0" = 0, "cntp_cval_el0" = 0, "cntv_cval_el0" = 0,
+    }
+    isb();
+    let mut registers = GuestRegisters { elr: entry, spsr: SPSR_MASKED | SPSR_EL1H, ..Default::default() };
+    registers.x[0] = argument;
+    registers
+}
+
+const SPSR_MASKED: u64 = 0b1111 << 6;
+const SPSR_EL1H: u64 = 0b0101;
+const SPSR_MODE: u64 = 0b1111;
+const SPSR_AARCH32: u64 = 1 << 4;
+const SPSR_KEPT: u64 = 0xf << 28 | 1 << 24 | 1 << 22; // NZCV, DIT, PAN
+const SPSR_PAN: u64 = 1 << 22;
+const SPSR_SSBS: u64 = 1 << 12;
+
+read!(sctlr_el1, "sctlr_el1");
+read!(vbar_el1, "vbar_el1");
+write!(esr_el1, "esr_el1");
+write!(far_el1, "far_el1");
+write!(elr_el1, "elr_el1");
+write!(spsr_el1, "spsr_el1");
+
+/// Makes the guest take a synchronous exception at EL1 with `esr`, as the Arm ARM's `AArch64.TakeException` would.
+fn inject(registers: &mut GuestRegisters, esr: u64) {
+    let spsr = registers.spsr;
+    let offset = match spsr & (SPSR_AARCH32 | SPSR_MODE) {
+        mode if mode & SPSR_AARCH32 != 0 => 0x600,
+        0b0000 => 0x400,
+        0b0100 => 0x000,
+        _ => 0x200,
+    };
+    let sctlr = sctlr_el1();
+    let mut next = spsr & SPSR_KEPT | SPSR_MASKED | SPSR_EL1H;
+    if spsr & SPSR_AARCH32 != 0 {
+        next &= !(1 << 24); // bit 24 means something else there
+    }
+    if id_aa64mmfr1_el1() >> 20 & 0xf != 0 && sctlr & 1 << 23 == 0 {
+        next |= SPSR_PAN;
+    }
+    if sctlr & 1 << 44 != 0 {
+        next |= SPSR_SSBS;
+    }
+    elr_el1(registers.elr);
+    spsr_el1(spsr);
+    esr_el1(esr);
+    registers.elr = vbar_el1() + offset;
+    registers.spsr = next;
+}
+
+/// Whether the guest was at EL1 when it left.
+fn at_el1(registers: &GuestRegisters) -> bool {
+    registers.spsr & SPSR_AARCH32 == 0 && registers.spsr & 0b1100 == 0b0100
+}
+
+/// Answers the instruction that trapped with an undefined-instruction exception.
+pub fn inject_undefined(registers: &mut GuestRegisters) {
+    inject(registers, 1 << 25);
+}
+
+/// Answers the access that trapped with a synchronous external abort, which is what a bus does where nobody answers.
+/// `esr` and `far` are those of the stage-2 abort.
+pub fn inject_external_abort(registers: &mut GuestRegisters, esr: u64, far: u64) {
+    const INSTRUCTION_ABORT_LOWER: u64 = 0x20;
+    const EXTERNAL: u64 = 0x10;
+    const KEPT: u64 = 1 << 25 | 1 << 8 | 1 << 6; // IL, CM, WnR
+    let class = if esr >> 26 == INSTRUCTION_ABORT_LOWER { 0x20 } else { 0x24 };
+    let same = u64::from(at_el1(registers));
+    far_el1(far);
+    inject(registers, (class + same) << 26 | esr & KEPT | EXTERNAL);
+}
+
+/// Steps over the instruction that trapped.
+pub fn skip(registers: &mut GuestRegisters, esr: u64) {
+    registers.elr = registers.elr.wrapping_add(if esr & 1 << 25 != 0 { 4 } else { 2 });
+}

@@ -1,0 +1,99 @@
+//! The two UARTs, both EL2's: one for people (every guest's console and EL2's log, line by line), one for the
+//! report and the operator.
+
+use core::fmt::{self, Write as _};
+
+use arm_pl011_uart::{Interrupts, Uart};
+use spin::Mutex;
+
+/// Guests' lines and EL2's log.
+pub static CONSOLE: Port = Port::new();
+/// The report going out, operator commands coming in.
+pub static OPERATOR: Port = Port::new();
+
+/// A UART, once it was found.
+pub struct Port(Mutex<Option<Uart<'static>>>);
+
+impl Port {
+    const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    /// From now on this port is `uart`.
+    pub fn install(&self, uart: Uart<'static>) {
+        *self.0.lock() = Some(uart);
+    }
+
+    /// Whether there is a UART.
+    pub fn is_present(&self) -> bool {
+        self.0.lock().is_some()
+    }
+
+    /// Writes one line; nothing if there is no UART.
+    pub fn line(&self, text: fmt::Arguments<'_>) {
+        if let Some(uart) = self.0.lock().as_mut() {
+            // The UART's writer knows no errors.
+            let _ = writeln!(Blocking(uart), "{text}\r");
+        }
+    }
+
+    /// Makes received bytes interrupt.
+    pub fn listen(&self) {
+        if let Some(uart) = self.0.lock().as_mut() {
+            uart.set_interrupt_masks(Interrupts::RXI | Interrupts::RTI);
+        }
+    }
+
+    /// Takes one received byte.
+    pub fn read(&self) -> Option<u8> {
+        let mut port = self.0.lock();
+        let uart = port.as_mut()?;
+        uart.clear_interrupts(Interrupts::RXI | Interrupts::RTI);
+        // A byte with a framing or parity error is as good as none.
+        uart.read_word().ok().flatten()
+    }
+}
+
+/// Waits for room before each byte.
+struct Blocking<'a>(&'a mut Uart<'static>);
+
+impl fmt::Write for Blocking<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            while self.0.is_tx_fifo_full() {
+                core::hint::spin_loop();
+            }
+            self.0.write_word(byte);
+        }
+        Ok(())
+    }
+}
+
+/// EL2's log: lines `[el2] ...` on the console.
+struct Log;
+
+impl log::Log for Log {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        match record.level() {
+            log::Level::Info => CONSOLE.line(format_args!("[el2] {}", record.args())),
+            level => CONSOLE.line(format_args!("[el2] {level}: {}", record.args())),
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Sends the log to [`CONSOLE`], down to `level`.
+pub fn start_log(level: log::LevelFilter) {
+    static LOG: Log = Log;
+    // The only call, so nobody else's logger can be in the way.
+    let _ = log::set_logger(&LOG);
+    log::set_max_level(level);
+}

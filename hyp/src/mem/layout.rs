@@ -1,0 +1,58 @@
+//! Where the linker put things. EL2 runs at physical addresses, so these are physical too.
+
+use core::ops::Range;
+
+use smmu::addr::{PAGE_SIZE, Pa};
+
+const STACK_SIZE: u64 = 32768;
+
+unsafe extern "C" {
+    static __image_start: u8;
+    static __text_end: u8;
+    static __rodata_end: u8;
+    static __stacks_start: u8;
+    static __emergency_stack_start: u8;
+    static __emergency_stack_end: u8;
+    static __image_end: u8;
+}
+
+macro_rules! symbol {
+    ($name:ident) => {
+        Pa::new(&raw const $name as u64)
+    };
+}
+
+/// The whole image, stacks included.
+pub fn image() -> Range<Pa> {
+    symbol!(__image_start)..symbol!(__image_end)
+}
+
+/// Code.
+pub fn text() -> Range<Pa> {
+    symbol!(__image_start)..symbol!(__text_end)
+}
+
+/// Constants, relocated before anything ran.
+pub fn rodata() -> Range<Pa> {
+    symbol!(__text_end)..symbol!(__rodata_end)
+}
+
+/// Everything writable but the stacks.
+pub fn data() -> Range<Pa> {
+    symbol!(__rodata_end)..symbol!(__stacks_start)
+}
+
+/// The lowest mapped byte of CPU `number`'s stack; the page below is a guard.
+pub fn stack_bottom(number: usize) -> Pa {
+    symbol!(__stacks_start).add(number as u64 * (PAGE_SIZE + STACK_SIZE) + PAGE_SIZE)
+}
+
+/// The first byte above CPU `number`'s stack.
+pub fn stack_top(number: usize) -> Pa {
+    stack_bottom(number).add(STACK_SIZE)
+}
+
+/// The stack for exceptions that EL2 takes itself; the page below is a guard.
+pub fn emergency_stack() -> Range<Pa> {
+    symbol!(__emergency_stack_start).add(PAGE_SIZE)..symbol!(__emergency_stack_end)
+}

@@ -1,0 +1,201 @@
+//! A VM's PL011 (Arm DDI 0183): what it writes becomes console lines, what it configures has no effect.
+
+use core::fmt::Write as _;
+
+use heapless::{Deque, String};
+
+use crate::syndrome::Width;
+
+/// The longest piece of a line that is printed at once.
+pub const MAX_LINE: usize = 256;
+
+const DR: u64 = 0x00;
+const FR: u64 = 0x18;
+const CR: u64 = 0x30;
+const IFLS: u64 = 0x34;
+const IMSC: u64 = 0x38;
+const RIS: u64 = 0x3c;
+const MIS: u64 = 0x40;
+const ICR: u64 = 0x44;
+const ID: u64 = 0xfe0;
+
+const FR_RXFE: u32 = 1 << 4;
+const FR_TXFE: u32 = 1 << 7;
+const INT_RX: u32 = 1 << 4;
+const INT_TX: u32 = 1 << 5;
+const INT_ALL: u32 = 0x7ff;
+
+/// Peripheral and cell identification, one byte a register.
+const IDENTIFICATION: [u8; 8] = [0x11, 0x10, 0x14, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
+
+/// A finished piece of console output.
+pub type Line = String<MAX_LINE>;
+
+/// The guest's UART.
+#[derive(Debug)]
+pub struct VirtualUart {
+    /// `ILPR`, `IBRD`, `FBRD` and `LCR_H`, kept for the guest only.
+    line_registers: [u32; 4],
+    control: u32,
+    fifo_levels: u32,
+    mask: u32,
+    raw: u32,
+    dma: u32,
+    line: Line,
+    input: Deque<u8, 64>,
+}
+
+impl Default for VirtualUart {
+    fn default() -> Self {
+        Self {
+            line_registers: [0; 4],
+            control: 0x300,
+            fifo_levels: 0x12,
+            mask: 0,
+            raw: 0,
+            dma: 0,
+            line: Line::new(),
+            input: Deque::new(),
+        }
+    }
+}
+
+impl VirtualUart {
+    /// Whether its interrupt line is high.
+    pub fn interrupt(&self) -> bool {
+        self.raw & self.mask != 0
+    }
+
+    /// Reads the register at `offset`.
+    pub fn read(&mut self, offset: u64, width: Width) -> u64 {
+        let value = match offset & !3 {
+            DR => {
+                let byte = self.input.pop_front().unwrap_or(0);
+                if self.input.is_empty() {
+                    self.raw &= !INT_RX;
+                }
+                byte.into()
+            }
+            FR => FR_TXFE | if self.input.is_empty() { FR_RXFE } else { 0 },
+            register @ 0x20..=0x2c => self.line_registers[(register as usize - 0x20) / 4],
+            CR => self.control,
+            IFLS => self.fifo_levels,
+            IMSC => self.mask,
+            RIS => self.raw,
+            MIS => self.raw & self.mask,
+            0x48 => self.dma,
+            register @ ID..=0xffc => IDENTIFICATION[(register - ID) as usize / 4].into(),
+            _ => 0,
+        };
+        u64::from(value) >> (8 * (offset & 3)) & width.mask()
+    }
+
+    /// Writes the register at `offset`; returns a line that this completed.
+    pub fn write(&mut self, offset: u64, value: u64) -> Option<Line> {
+        let value = value as u32;
+        match offset {
+            DR => {
+                // The FIFO drains at once, so it passes its trigger level with every byte.
+                self.raw |= INT_TX;
+                return self.transmit(value as u8);
+            }
+            0x20..=0x2c if offset.is_multiple_of(4) => {
+                self.line_registers[(offset as usize - 0x20) / 4] = value & 0xffff;
+            }
+            CR => self.control = value & 0xffff,
+            IFLS => self.fifo_levels = value & 0x3f,
+            IMSC => self.mask = value & INT_ALL,
+            ICR => self.raw &= !(value & INT_ALL),
+            0x48 => self.dma = value & 7,
+            _ => {}
+        }
+        None
+    }
+
+    fn transmit(&mut self, byte: u8) -> Option<Line> {
+        match byte {
+            b'\n' => return Some(core::mem::take(&mut self.line)),
+            b'\r' | 0 => return None,
+            b'\t' | b' '..=b'~' => {
+                let _ = self.line.push(byte.into());
+            }
+            // A guest must not be able to write another prefix or drive a terminal.
+            _ => {
+                let _ = write!(self.line, "\\x{byte:02x}");
+            }
+        }
+        // The longest escape needs four bytes.
+        (self.line.len() > MAX_LINE - 5).then(|| core::mem::take(&mut self.line))
+    }
+
+    /// Takes what the guest wrote without ending its line.
+    pub fn flush(&mut self) -> Option<Line> {
+        (!self.line.is_empty()).then(|| core::mem::take(&mut self.line))
+    }
+
+    /// Types `byte`; it is lost if the guest does not read.
+    pub fn receive(&mut self, byte: u8) {
+        if self.input.push_back(byte).is_ok() {
+            self.raw |= INT_RX;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn print(uart: &mut VirtualUart, text: &[u8]) -> Vec<String<MAX_LINE>> {
+        text.iter().filter_map(|&byte| uart.write(DR, byte.into())).collect()
+    }
+
+    #[test]
+    fn lines_come_out_whole() {
+        let mut uart = VirtualUart::default();
+        assert_eq!(print(&mut uart, b"one\r\ntwo\nrest"), ["one", "two"]);
+        assert_eq!(uart.flush().unwrap(), "rest");
+        assert_eq!(uart.flush(), None);
+    }
+
+    #[test]
+    fn a_guest_cannot_drive_the_terminal() {
+        let mut uart = VirtualUart::default();
+        assert_eq!(print(&mut uart, b"\x1b[2J\x80\n"), ["\\x1b[2J\\x80"]);
+    }
+
+    #[test]
+    fn an_endless_line_is_split() {
+        let mut uart = VirtualUart::default();
+        let pieces = print(&mut uart, &[0x1b; 200]);
+        assert!(pieces.len() >= 3 && pieces.iter().all(|piece| piece.len() <= MAX_LINE));
+    }
+
+    #[test]
+    fn a_driver_finds_a_pl011() {
+        let mut uart = VirtualUart::default();
+        let id: Vec<u64> = (0..8).map(|i| uart.read(ID + 4 * i, Width::Word)).collect();
+        assert_eq!(id, [0x11, 0x10, 0x14, 0, 0x0d, 0xf0, 0x05, 0xb1]);
+        assert_eq!(uart.read(FR, Width::Word), u64::from(FR_TXFE | FR_RXFE));
+    }
+
+    #[test]
+    fn the_transmit_interrupt_follows_its_mask() {
+        let mut uart = VirtualUart::default();
+        uart.write(DR, b'x'.into());
+        assert!(!uart.interrupt());
+        uart.write(IMSC, INT_TX.into());
+        assert!(uart.interrupt());
+        uart.write(ICR, INT_TX.into());
+        assert!(!uart.interrupt());
+    }
+
+    #[test]
+    fn typed_bytes_raise_the_receive_interrupt_until_read() {
+        let mut uart = VirtualUart::default();
+        uart.write(IMSC, INT_RX.into());
+        uart.receive(b'a');
+        assert!(uart.interrupt());
+        assert_eq!(uart.read(DR, Width::Byte), u64::from(b'a'));
+        assert!(!uart.interrupt());
+    }
+}
