@@ -1,1 +1,243 @@
-//! Placeholder of guest_dt.
+//! A guest's device tree: the fixed [`guest_map`] plus what differs between VMs.
+
+use dtoolkit::ToPropertyValue;
+use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
+use smmu::addr::Ipa;
+
+use crate::dt::{Conduit, Interrupt, Trigger};
+use crate::guest_map;
+use crate::pcie::{Bdf, Pin};
+
+const GIC: u32 = 1;
+const CLOCK: u32 = 2;
+/// How many slots of bus 0 have an entry each in the `interrupt-map`: after so many, the wiring repeats.
+const SWIZZLE_PERIOD: u8 = 4;
+
+/// What differs between guests.
+#[derive(Clone, Debug)]
+pub struct Guest<'a> {
+    /// Bytes of RAM.
+    pub memory: u64,
+    /// vCPUs, 1 to 16.
+    pub cpus: u32,
+    /// The kernel's command line.
+    pub bootargs: &'a str,
+    /// Where the initrd is and how many bytes it has.
+    pub initrd: Option<(Ipa, u64)>,
+    /// How the guest calls PSCI.
+    pub conduit: Conduit,
+}
+
+/// Writes a guest's device tree.
+pub fn generate(guest: &Guest<'_>) -> Vec<u8> {
+    let mut tree = DeviceTree::new();
+    tree.root = node("")
+        .with("compatible", "linux,dummy-virt")
+        .with("model", "Portcullis guest")
+        .with("#address-cells", 2_u32)
+        .with("#size-cells", 2_u32)
+        .with("interrupt-parent", GIC)
+        .child(chosen(guest))
+        .child(node("aliases").with("serial0", &*format!("/{}", unit("pl011", guest_map::PL011))))
+        .child(
+            node(&unit("memory", guest_map::RAM))
+                .with("device_type", "memory")
+                .with("reg", reg(&[(guest_map::RAM, guest.memory)])),
+        )
+        .child(cpus(guest.cpus))
+        .child(node("psci").with("compatible", Strings(&["arm,psci-1.0", "arm,psci-0.2"])).with(
+            "method",
+            match guest.conduit {
+                Conduit::Smc => "smc",
+                Conduit::Hvc => "hvc",
+            },
+        ))
+        .child(gic(guest.cpus))
+        .child(timer())
+        .child(
+            node("apb-pclk")
+                .with("compatible", "fixed-clock")
+                .with("#clock-cells", 0_u32)
+                .with("clock-frequency", guest_map::PL011_CLOCK_HZ)
+                .with("clock-output-names", "clk24mhz")
+                .with("phandle", CLOCK),
+        )
+        .child(
+            node(&unit("pl011", guest_map::PL011))
+                .with("compatible", Strings(&["arm,pl011", "arm,primecell"]))
+                .with("reg", reg(&[(guest_map::PL011, guest_map::PL011_SIZE)]))
+                .with("interrupts", Cells(specifier(guest_map::PL011_INTERRUPT).to_vec()))
+                .with("clocks", Cells(vec![CLOCK, CLOCK]))
+                .with("clock-names", Strings(&["uartclk", "apb_pclk"])),
+        )
+        .child(pcie())
+        .0;
+    tree.to_dtb()
+}
+
+fn chosen(guest: &Guest<'_>) -> Builder {
+    let mut chosen = node("chosen")
+        .with("stdout-path", &*format!("/{}", unit("pl011", guest_map::PL011)))
+        .with("bootargs", guest.bootargs);
+    if let Some((start, size)) = guest.initrd {
+        chosen = chosen
+            .with("linux,initrd-start", start.raw())
+            .with("linux,initrd-end", start.raw() + size);
+    }
+    chosen
+}
+
+fn cpus(count: u32) -> Builder {
+    let mut cpus = node("cpus").with("#address-cells", 1_u32).with("#size-cells", 0_u32);
+    for index in 0..count {
+        let cpu = node(&format!("cpu@{index:x}"))
+            .with("device_type", "cpu")
+            .with("compatible", "arm,armv8")
+            .with("reg", index)
+            .with("enable-method", "psci");
+        cpus = cpus.child(cpu);
+    }
+    cpus
+}
+
+fn gic(cpus: u32) -> Builder {
+    let redistributors = u64::from(cpus) * guest_map::GICR_STRIDE;
+    node(&unit("intc", guest_map::GICD))
+        .with("compatible", "arm,gic-v3")
+        .with("interrupt-controller", Cells(vec![]))
+        .with("#interrupt-cells", 3_u32)
+        .with("#address-cells", 2_u32)
+        .with("#size-cells", 2_u32)
+        .with("ranges", Cells(vec![]))
+        .with("#redistributor-regions", 1_u32)
+        .with(
+            "reg",
+            reg(&[(guest_map::GICD, guest_map::GICD_SIZE), (guest_map::GICR, redistributors)]),
+        )
+        .with("phandle", GIC)
+}
+
+fn timer() -> Builder {
+    let interrupts = [
+        guest_map::TIMER_SECURE_PHYSICAL,
+        guest_map::TIMER_PHYSICAL,
+        guest_map::TIMER_VIRTUAL,
+        guest_map::TIMER_HYPERVISOR,
+    ];
+    let cells = interrupts
+        .into_iter()
+        .flat_map(|intid| specifier(Interrupt { intid, trigger: Trigger::Level }))
+        .collect();
+    node("timer")
+        .with("compatible", "arm,armv8-timer")
+        .with("interrupts", Cells(cells))
+        .with("always-on", Cells(vec![]))
+}
+
+fn pcie() -> Builder {
+    let mut ranges = Vec::new();
+    for (space, pci, cpu, size) in [
+        (0x0100_0000, 0, guest_map::PCI_IO, guest_map::PCI_IO_SIZE),
+        (0x0200_0000, guest_map::PCI_MEM32.raw(), guest_map::PCI_MEM32, guest_map::PCI_MEM32_SIZE),
+        (0x0300_0000, guest_map::PCI_MEM64.raw(), guest_map::PCI_MEM64, guest_map::PCI_MEM64_SIZE),
+    ] {
+        ranges.push(space);
+        ranges.extend([pci, cpu.raw(), size].into_iter().flat_map(halves));
+    }
+    let mut map = Vec::new();
+    for (device, pin) in (0..SWIZZLE_PERIOD).flat_map(|device| Pin::ALL.map(|pin| (device, pin))) {
+        let unit = slot(device);
+        map.extend([unit, 0, 0, pin as u32, GIC, 0, 0]);
+        map.extend(specifier(guest_map::intx(device, pin)));
+    }
+    node(&unit("pcie", guest_map::PCI_ECAM))
+        .with("compatible", "pci-host-ecam-generic")
+        .with("device_type", "pci")
+        .with("reg", reg(&[(guest_map::PCI_ECAM, guest_map::PCI_ECAM_SIZE)]))
+        .with("bus-range", Cells(vec![0, 0]))
+        .with("linux,pci-domain", 0_u32)
+        .with("dma-coherent", Cells(vec![]))
+        .with("#address-cells", 3_u32)
+        .with("#size-cells", 2_u32)
+        .with("#interrupt-cells", 1_u32)
+        .with("ranges", Cells(ranges))
+        .with("interrupt-map-mask", Cells(vec![slot(SWIZZLE_PERIOD - 1), 0, 0, 7]))
+        .with("interrupt-map", Cells(map))
+}
+
+/// Returns the first unit address cell of a slot on bus 0.
+fn slot(device: u8) -> u32 {
+    let bdf = Bdf::new(0, device, 0).expect("a slot number below 32");
+    u32::from(bdf.requester_id()) << 8
+}
+
+/// Returns an interrupt as the GICv3 binding writes it.
+fn specifier(interrupt: Interrupt) -> [u32; 3] {
+    let flags = match interrupt.trigger {
+        Trigger::Edge => 1,
+        Trigger::Level => 4,
+    };
+    match interrupt.intid.checked_sub(32) {
+        Some(spi) => [0, spi, flags],
+        None => [1, interrupt.intid - 16, flags],
+    }
+}
+
+fn unit(name: &str, at: Ipa) -> String {
+    format!("{name}@{:x}", at.raw())
+}
+
+fn halves(number: u64) -> [u32; 2] {
+    [(number >> 32) as u32, number as u32]
+}
+
+fn reg(ranges: &[(Ipa, u64)]) -> Cells {
+    Cells(ranges.iter().flat_map(|(base, size)| [base.raw(), *size]).flat_map(halves).collect())
+}
+
+/// A value of cells; none for a property that is merely there.
+struct Cells(Vec<u32>);
+
+impl ToPropertyValue for Cells {
+    fn property_value_len(&self) -> usize {
+        self.0.len() * 4
+    }
+
+    fn write_property_value(&self, buffer: &mut [u8]) {
+        for (bytes, cell) in buffer.chunks_exact_mut(4).zip(&self.0) {
+            bytes.copy_from_slice(&cell.to_be_bytes());
+        }
+    }
+}
+
+/// A list of strings.
+struct Strings(&'static [&'static str]);
+
+impl ToPropertyValue for Strings {
+    fn property_value_len(&self) -> usize {
+        self.0.iter().map(|text| text.len() + 1).sum()
+    }
+
+    fn write_property_value(&self, buffer: &mut [u8]) {
+        buffer.copy_from_slice((self.0.join("\0") + "\0").as_bytes());
+    }
+}
+
+struct Builder(DeviceTreeNode);
+
+fn node(name: &str) -> Builder {
+    Builder(DeviceTreeNode::new(name).expect("every name here is a valid node name"))
+}
+
+impl Builder {
+    fn with(mut self, name: &str, value: impl ToPropertyValue) -> Self {
+        let property = DeviceTreeProperty::new(name, value);
+        self.0.add_property(property.expect("every name here is a valid property name"));
+        self
+    }
+
+    fn child(mut self, child: Self) -> Self {
+        self.0.add_child(child.0);
+        self
+    }
+}

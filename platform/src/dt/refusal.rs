@@ -6,7 +6,7 @@ use dtoolkit::error::FdtParseError;
 use heapless::String;
 
 /// A node's path; a path that is longer loses its end.
-pub type Path = String<96>;
+pub type Path = String<64>;
 
 /// Why the machine cannot be used. Printed, it says which node, what is wrong with it, and what to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]

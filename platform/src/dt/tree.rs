@@ -261,7 +261,7 @@ impl<'t> Level<'t, '_> {
         let mut bus = self.parent;
         while let Some((at, parent)) = bus.and_then(|bus| Some((bus, bus.parent?))) {
             address = at
-                .to_parent(parent, address, size)?
+                .translate(parent, address, size)?
                 .ok_or_else(|| self.refuse(Problem::Untranslatable))?;
             bus = at.parent;
         }
@@ -273,7 +273,7 @@ impl<'t> Level<'t, '_> {
     }
 
     /// Translates an address on this bus to the parent's bus (`ranges`).
-    fn to_parent(
+    fn translate(
         &self,
         parent: &Level<'t, '_>,
         address: u64,
