@@ -7,7 +7,12 @@
 //! and the `evidence` crate judges.
 #![forbid(unsafe_code)]
 
+pub mod catalog;
 pub mod cli;
+pub mod device;
 pub mod exit;
+pub mod kernel;
 pub mod linux;
 pub mod setup;
+pub mod size;
+pub mod slots;

@@ -1,0 +1,131 @@
+//! Progress on standard error, for work that a user would otherwise wonder about.
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How often a long step says that it is still going on.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Where progress goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    quiet: bool,
+}
+
+/// What a finished command left.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Whether it succeeded.
+    pub success: bool,
+    /// Its standard output.
+    pub output: String,
+    /// Its standard error.
+    pub errors: String,
+}
+
+impl Outcome {
+    /// The lines that tell why a command failed, in one line.
+    pub fn reason(&self) -> String {
+        let lines = || self.errors.lines().chain(self.output.lines()).map(str::trim);
+        let marked: Vec<_> = lines()
+            .filter(|line| ["E:", "W:", "Err:", "error:"].iter().any(|mark| line.starts_with(mark)))
+            .take(4)
+            .collect();
+        if !marked.is_empty() {
+            return marked.join(" / ");
+        }
+        let last = |text: &'_ str| text.lines().map(str::trim).rfind(|line| !line.is_empty()).map(String::from);
+        last(&self.errors).or_else(|| last(&self.output)).unwrap_or_else(|| "it gave no reason".into())
+    }
+}
+
+impl Progress {
+    /// Reports on standard error, unless `quiet`.
+    pub fn new(quiet: bool) -> Self {
+        Self { quiet }
+    }
+
+    /// Says what begins now.
+    pub fn step(self, what: &str) {
+        if !self.quiet {
+            eprintln!("setup: {what}...");
+        }
+    }
+
+    /// Says something that is not a step.
+    pub fn note(self, what: &str) {
+        if !self.quiet {
+            eprintln!("setup: {what}");
+        }
+    }
+
+    /// Runs a command to its end; every few seconds `status` says how far it is.
+    ///
+    /// `stdin` is what the command gets as standard input. The error is that the command could not be started.
+    pub fn run(
+        self,
+        command: &mut Command,
+        stdin: Stdio,
+        status: impl Fn() -> String,
+    ) -> std::io::Result<Outcome> {
+        let mut child = command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let output = drain(child.stdout.take());
+        let errors = drain(child.stderr.take());
+        let mut last = Instant::now();
+        let success = loop {
+            if let Some(code) = child.try_wait()? {
+                break code.success();
+            }
+            if last.elapsed() >= INTERVAL {
+                last = Instant::now();
+                self.note(&format!("  {}", status()));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        Ok(Outcome {
+            success,
+            output: output.join().unwrap_or_default(),
+            errors: errors.join().unwrap_or_default(),
+        })
+    }
+}
+
+/// Reads a pipe to its end beside the waiting thread, so that a child never blocks on a full pipe.
+fn drain(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            // A pipe that breaks ends the text; the exit status tells the rest.
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(errors: &str) -> Outcome {
+        Outcome { success: false, output: "Reading package lists...\n".into(), errors: errors.into() }
+    }
+
+    #[test]
+    fn the_reason_is_what_the_command_marked_as_such() {
+        let text = "Get:1 x\nE: The repository is not signed.\nN: See apt-secure(8).\n";
+        assert_eq!(outcome(text).reason(), "E: The repository is not signed.");
+        assert_eq!(outcome("first\nlast\n\n").reason(), "last");
+        assert_eq!(outcome("").reason(), "Reading package lists...");
+    }
+
+    #[test]
+    fn a_command_with_much_output_ends() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "i=0; while [ $i -lt 20000 ]; do echo 0123456789; i=$((i+1)); done; echo no >&2; exit 3"]);
+        let outcome = Progress::new(true).run(&mut command, Stdio::null(), String::new).unwrap();
+        assert!(!outcome.success);
+        assert_eq!(outcome.output.len(), 20_000 * 11);
+        assert_eq!(outcome.errors, "no\n");
+    }
+}
