@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::arch::mem;
+use crate::arch::{self, mem};
 use crate::gic;
 use crate::interrupt::{self, Source};
 use crate::machine::Machine;
@@ -166,13 +166,19 @@ impl Edu {
     pub fn connect(self) -> Result<Source, &'static str> {
         let intid = self.intid.ok_or("edu: no interrupt line")?;
         let source = Source::add_edu(intid, self.bar);
-        gic::enable_spi(intid);
+        gic::configure_spi(intid, gic::Trigger::Level, arch::cpu::affinity());
+        gic::enable(intid);
         Ok(source)
     }
 
     /// Raises its interrupt line for the reasons in `status`.
     pub fn raise(self, status: u32) {
         mem::write32(self.bar + INTERRUPT_RAISE, status);
+    }
+
+    /// Lowers its interrupt line; returns for which reasons it was raised.
+    pub fn acknowledge(self) -> u32 {
+        acknowledge(self.bar)
     }
 }
 

@@ -1,32 +1,34 @@
-//! What happens on an interrupt: it is counted, its source is silenced, it is ended.
+//! What happens on an interrupt: its source is silenced, it is counted and ended.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::arch::boot::MAX_CPUS;
 use crate::arch::cpu;
 use crate::timer::{self, Deadline};
 use crate::{edu, gic};
 
-/// How many INTIDs are counted.
+/// How many INTIDs are counted, and how many arrivals remembered in order.
 const COUNTED: usize = 320;
-const LINES: usize = 16;
+const REMEMBERED: usize = 64;
+const DEVICES: usize = 16;
 
 static COUNTS: [[AtomicU32; COUNTED]; MAX_CPUS] =
     [const { [const { AtomicU32::new(0) }; COUNTED] }; MAX_CPUS];
+static ORDER: [AtomicU32; REMEMBERED] = [const { AtomicU32::new(0) }; REMEMBERED];
+static ARRIVALS: AtomicUsize = AtomicUsize::new(0);
 
-/// A device on a level-sensitive line.
-struct Line {
+/// An edu device on a level-sensitive line.
+struct Device {
     intid: AtomicU32,
     bar: AtomicU64,
-    /// How often the device had raised the line when it was looked at.
     raised: AtomicU32,
 }
 
-static DEVICES: [Line; LINES] = [const {
-    Line { intid: AtomicU32::new(0), bar: AtomicU64::new(0), raised: AtomicU32::new(0) }
-}; LINES];
+static DEVICE: [Device; DEVICES] = [const {
+    Device { intid: AtomicU32::new(0), bar: AtomicU64::new(0), raised: AtomicU32::new(0) }
+}; DEVICES];
 
-/// The place of a device among those that the handler silences.
+/// A device among those that the handler silences.
 #[derive(Clone, Copy, Debug)]
 pub struct Source(usize);
 
@@ -37,58 +39,74 @@ impl Source {
     ///
     /// If there are too many.
     pub fn add_edu(intid: u32, bar: u64) -> Self {
-        let free = DEVICES.iter().position(|line| line.intid.load(Ordering::Relaxed) == 0);
+        let free = DEVICE.iter().position(|device| device.intid.load(Ordering::Relaxed) == 0);
         let index = free.expect("too many interrupt sources");
-        DEVICES[index].bar.store(bar, Ordering::Relaxed);
-        DEVICES[index].intid.store(intid, Ordering::Release);
+        DEVICE[index].bar.store(bar, Ordering::Relaxed);
+        DEVICE[index].intid.store(intid, Ordering::Release);
         Self(index)
     }
 
-    /// How many interrupts of this device were handled.
+    /// In how many interrupts the device was found to have raised its line.
     pub fn raised(self) -> u32 {
-        DEVICES[self.0].raised.load(Ordering::Relaxed)
+        DEVICE[self.0].raised.load(Ordering::Relaxed)
     }
 }
 
 /// How many interrupts `intid` the CPU of this index took.
 pub fn count(cpu: usize, intid: u32) -> u32 {
-    COUNTS[cpu][intid as usize].load(Ordering::Relaxed)
+    COUNTS[cpu][intid as usize].load(Ordering::Acquire)
+}
+
+/// Forgets which interrupts arrived.
+pub fn forget_order() {
+    ARRIVALS.store(0, Ordering::Relaxed);
+}
+
+/// The INTIDs that arrived on any CPU since [`forget_order`], the first ones at least.
+pub fn order() -> impl Iterator<Item = u32> {
+    let arrivals = ARRIVALS.load(Ordering::Acquire).min(REMEMBERED);
+    ORDER[..arrivals].iter().map(|intid| intid.load(Ordering::Relaxed))
 }
 
 /// Handles every interrupt that is pending for this CPU.
 pub fn handle() {
     loop {
         let intid = cpu::acknowledge() as u32 & 0xff_ffff;
-        if intid >= 1020 {
+        if (gic::FIRST_SPECIAL..1024).contains(&intid) {
             return;
         }
-        if intid == gic::VIRTUAL_TIMER {
-            timer::disarm();
+        match intid {
+            gic::VIRTUAL_TIMER => timer::disarm(),
+            gic::PHYSICAL_TIMER => cpu::set_physical_timer_control(0),
+            _ => {}
         }
-        for line in DEVICES.iter().filter(|line| line.intid.load(Ordering::Acquire) == intid) {
-            if edu::acknowledge(line.bar.load(Ordering::Relaxed)) != 0 {
-                line.raised.fetch_add(1, Ordering::Relaxed);
+        for device in DEVICE.iter().filter(|device| device.intid.load(Ordering::Acquire) == intid) {
+            if edu::acknowledge(device.bar.load(Ordering::Relaxed)) != 0 {
+                device.raised.fetch_add(1, Ordering::Relaxed);
             }
         }
-        if let Some(count) = COUNTS[cpu::index()].get(intid as usize) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
         cpu::end_of_interrupt(intid.into());
+        let arrival = ARRIVALS.fetch_add(1, Ordering::Relaxed);
+        if let Some(place) = ORDER.get(arrival) {
+            place.store(intid, Ordering::Relaxed);
+        }
+        if let Some(count) = COUNTS[cpu::index()].get(intid as usize) {
+            count.fetch_add(1, Ordering::Release);
+        }
     }
 }
 
 /// Sleeps and takes interrupts until `done` holds or `deadline` passed; says whether it holds.
+///
+/// Uses the virtual timer, which is off afterwards.
 pub fn wait_until(deadline: Deadline, mut done: impl FnMut() -> bool) -> bool {
     loop {
         cpu::mask_interrupts();
-        if done() {
+        let over = done();
+        if over || deadline.passed() {
             timer::disarm();
             cpu::unmask_interrupts();
-            return true;
-        }
-        if deadline.passed() {
-            cpu::unmask_interrupts();
-            return done();
+            return over;
         }
         deadline.arm_timer();
         cpu::wait_for_interrupt();

@@ -1,7 +1,9 @@
 //! The roles.
 
+mod irq;
 mod memory;
 mod rogue;
+mod smp;
 mod spin;
 mod victim;
 
@@ -20,6 +22,8 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     match role {
         "victim" => victim::run(machine),
         "rogue" => rogue::run(machine),
+        "irq" => irq::run(machine),
+        "smp" => smp::run(machine),
         "spin" => spin::run(machine),
         _ => Err("bootargs: unknown role"),
     }
@@ -35,13 +39,18 @@ fn tried(device: Function, transfer: Transfer, arrived: u64) {
     );
 }
 
-/// Testifies to one check of a suite.
-fn check(name: &str, passed: bool, why: core::fmt::Arguments<'_>) {
+/// Testifies to one check of a suite: what was seen matters only if it failed.
+fn check(name: &str, passed: bool, seen: core::fmt::Arguments<'_>) {
     if passed {
         println!("@check name={name} ok");
     } else {
-        println!("@check name={name} FAILED why={why}");
+        println!("@check name={name} FAILED why={seen}");
     }
+}
+
+/// Testifies whether something is what it should be.
+fn expect<T: PartialEq + core::fmt::Debug>(name: &str, seen: T, wanted: T) {
+    check(name, seen == wanted, format_args!("{seen:?} instead of {wanted:?}"));
 }
 
 /// The last line of a role.

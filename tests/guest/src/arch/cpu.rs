@@ -33,6 +33,12 @@ registers! {
     set_virtual_timer_compare = "cntv_cval_el0": write;
     /// The virtual timer: bit 0 enables, bit 1 masks.
     set_virtual_timer_control = "cntv_ctl_el0": write;
+    /// The physical counter.
+    physical_counter = "cntpct_el0";
+    /// When the physical timer fires.
+    set_physical_timer_compare = "cntp_cval_el0": write;
+    /// The physical timer: bit 0 enables, bit 1 masks.
+    set_physical_timer_control = "cntp_ctl_el0": write;
     /// This CPU's affinity.
     affinity = "mpidr_el1";
     /// Acknowledges the most urgent pending group 1 interrupt: its INTID, or 1023.
@@ -43,6 +49,8 @@ registers! {
     set_priority_mask = "S3_0_C4_C6_0": write;
     /// How many priority bits split off into a group.
     set_binary_point = "S3_0_C12_C12_3": write;
+    /// Sends a group 1 SGI.
+    generate_sgi = "S3_0_C12_C11_5": write;
     /// Controls of the CPU interface.
     set_interface_control = "S3_0_C12_C12_4": write;
     /// Whether the CPU interface is reached by system registers.
