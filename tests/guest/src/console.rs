@@ -16,6 +16,9 @@ const FR: u64 = 0x18;
 const FR_TXFF: u32 = 1 << 5;
 const LCR_H: u64 = 0x2c;
 const LCR_H_FIFO_8BIT: u32 = 0x70;
+const IMSC: u64 = 0x38;
+const ICR: u64 = 0x44;
+const TRANSMIT: u32 = 1 << 5;
 const CR: u64 = 0x30;
 const CR_ENABLE: u32 = 0x301;
 
@@ -29,6 +32,16 @@ pub fn attach(base: u64) {
     BASE.store(base, Ordering::Relaxed);
     mem::write32(base + LCR_H, LCR_H_FIFO_8BIT);
     mem::write32(base + CR, CR_ENABLE);
+}
+
+/// Whether the console interrupts when it can take more.
+pub fn interrupt_on_transmit(on: bool) {
+    mem::write32(BASE.load(Ordering::Relaxed) + IMSC, if on { TRANSMIT } else { 0 });
+}
+
+/// Takes the console's interrupt back.
+pub fn acknowledge() {
+    mem::write32(BASE.load(Ordering::Relaxed) + ICR, TRANSMIT);
 }
 
 /// Lets the last line through even if this CPU stopped in the middle of another one.

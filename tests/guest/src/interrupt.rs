@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::arch::boot::MAX_CPUS;
 use crate::arch::cpu;
 use crate::timer::{self, Deadline};
-use crate::{edu, gic};
+use crate::{console, edu, gic};
 
 /// How many INTIDs are counted, and how many arrivals remembered in order.
 const COUNTED: usize = 320;
@@ -27,6 +27,16 @@ struct Device {
 static DEVICE: [Device; DEVICES] = [const {
     Device { intid: AtomicU32::new(0), bar: AtomicU64::new(0), raised: AtomicU32::new(0) }
 }; DEVICES];
+
+/// The console's INTID, once it is connected.
+static CONSOLE: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// Lets the console's interrupts reach this CPU, and the handler silence them.
+pub fn connect_console(intid: u32) {
+    CONSOLE.store(intid, Ordering::Relaxed);
+    gic::configure_spi(intid, gic::Trigger::Level, cpu::affinity());
+    gic::enable(intid);
+}
 
 /// A device among those that the handler silences.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +88,7 @@ pub fn handle() {
         match intid {
             gic::VIRTUAL_TIMER => timer::disarm(),
             gic::PHYSICAL_TIMER => cpu::set_physical_timer_control(0),
+            _ if intid == CONSOLE.load(Ordering::Relaxed) => console::acknowledge(),
             _ => {}
         }
         for device in DEVICE.iter().filter(|device| device.intid.load(Ordering::Acquire) == intid) {

@@ -9,6 +9,7 @@ use dtoolkit::{Node as _, Property as _, ToCellInt as _};
 use crate::arch::boot::MAX_CPUS;
 use crate::arch::call::Conduit;
 use crate::bootargs::Bootargs;
+use crate::gic;
 
 /// Interrupt lines of a PCI host bridge: four slots by four pins.
 pub type IntxMap = [[Option<u32>; 4]; 4];
@@ -31,6 +32,8 @@ pub struct Machine {
     pub bootargs: Bootargs,
     /// The console's PL011.
     pub uart: u64,
+    /// The INTID of the console.
+    pub uart_intid: u32,
     /// RAM, the first range.
     pub ram: Range<u64>,
     /// The GIC's distributor.
@@ -70,6 +73,7 @@ impl Machine {
         Ok(Self {
             bootargs: Bootargs(text(chosen, "bootargs").unwrap_or("")),
             uart: range(uart, 0)?.start,
+            uart_intid: spi(uart).ok_or("arm,pl011: no SPI")?,
             ram: range(memory, 0)?,
             distributor: range(gic, 0)?.start,
             redistributors: range(gic, 1)?,
@@ -91,6 +95,13 @@ fn text(node: FdtNode<'static>, name: &str) -> Option<&'static str> {
 
 fn number(node: FdtNode<'static>, name: &str) -> Option<u32> {
     node.property(name)?.value_as::<u32>().ok()
+}
+
+/// The INTID of the node's first interrupt, if that is an SPI.
+fn spi(node: FdtNode<'static>) -> Option<u32> {
+    let [kind, number, _] =
+        node.property("interrupts")?.as_prop_encoded_array([1, 1, 1]).ok()?.next()?;
+    (kind.to_int::<u32>().ok()? == 0).then_some(gic::FIRST_SPI + number.to_int::<u32>().ok()?)
 }
 
 fn range(node: FdtNode<'static>, index: usize) -> Result<Range<u64>, &'static str> {
@@ -133,8 +144,6 @@ fn bridge(node: FdtNode<'static>, gic: FdtNode<'static>) -> Result<Bridge, &'sta
 }
 
 fn intx(node: FdtNode<'static>, gic: FdtNode<'static>) -> Result<IntxMap, &'static str> {
-    const FIRST_SPI: u32 = 32;
-
     let parent_cells = number(gic, "#address-cells").unwrap_or(0) as usize;
     let mut lines = IntxMap::default();
     let entries = node
@@ -150,7 +159,8 @@ fn intx(node: FdtNode<'static>, gic: FdtNode<'static>) -> Result<IntxMap, &'stat
         if cell(kind)? != 0 || !(1..=4).contains(&pin) {
             return Err("pcie: interrupt-map: not an SPI");
         }
-        lines[(address >> 11 & 3) as usize][pin as usize - 1] = Some(FIRST_SPI + cell(interrupt)?);
+        lines[(address >> 11 & 3) as usize][pin as usize - 1] =
+            Some(gic::FIRST_SPI + cell(interrupt)?);
     }
     Ok(lines)
 }

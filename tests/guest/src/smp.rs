@@ -121,4 +121,3 @@ pub fn secondary(index: usize) -> ! {
         cpu::unmask_interrupts();
     }
 }
-

@@ -11,6 +11,7 @@ use crate::machine::Machine;
 use crate::pci::Bus;
 use crate::smp::{self, Order};
 use crate::timer::{self, Deadline};
+use crate::{console, println};
 
 const PATIENCE_MS: u64 = 5000;
 const STORM: u32 = 10_000;
@@ -39,6 +40,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     }
 
     timers();
+    console_interrupt(machine);
     pending_and_enable();
     priority_mask();
     all_at_once();
@@ -97,6 +99,25 @@ fn timers() {
         soon(|| taken(gic::VIRTUAL_TIMER) == before + 1),
         format_args!("silent"),
     );
+}
+
+/// The console says when it can take more, as an interrupt-driven driver needs it to.
+fn console_interrupt(machine: &Machine) {
+    interrupt::connect_console(machine.uart_intid);
+    let taken = || interrupt::count(0, machine.uart_intid);
+    let before = taken();
+    println!("guest: with the console's interrupt masked");
+    settle();
+    expect("masked-console-is-silent", taken(), before);
+    console::interrupt_on_transmit(true);
+    println!("guest: with the console's interrupt unmasked");
+    check("console-interrupt", soon(|| taken() != before), format_args!("no interrupt"));
+    console::interrupt_on_transmit(false);
+    settle();
+    let after = taken();
+    println!("guest: with the console's interrupt masked again");
+    settle();
+    expect("console-interrupt-stops", taken(), after);
 }
 
 fn pending_and_enable() {
