@@ -1,0 +1,328 @@
+//! What the guests say: the lines that start with `@` on their consoles.
+//!
+//! ```text
+//! @tried device=00:01.0 op=write address=0x40400000 accesses=1024 arrived=1024
+//! @armed device=00:02.0 op=write address=0x40400000 accesses=1
+//! @canary page=0x40500000 ok
+//! @disk device=00:03.0 driver=nvme bytes=1048576 sha256=ok
+//! @done role=victim
+//! ```
+//!
+//! Every line is `@kind key=value ...`; a bare `FAILED` says that the guest found something wrong, and
+//! `why=` takes the rest of the line. A guest speaks for itself only: EL2 puts its name before each line.
+
+use std::collections::BTreeMap;
+
+/// How many lines one guest may testify. A guest that talks endlessly is not believed.
+pub const LIMIT: usize = 1 << 16;
+
+/// The most 4-byte accesses that one DMA may have: more than any device here does at once.
+pub const LONGEST: u64 = 1 << 20;
+
+/// The kinds of lines. A guest may print other lines with `@`; they mean nothing.
+const KINDS: [&str; 8] =
+    ["armed", "canary", "check", "disk", "done", "interrupts", "iommu", "tried"];
+
+/// What all guests said.
+#[derive(Clone, Debug, Default)]
+pub struct Testimony {
+    guests: BTreeMap<String, Guest>,
+    expected: Vec<Expected>,
+}
+
+#[derive(Clone, Debug)]
+struct Expected {
+    vm: String,
+    text: String,
+    seen: bool,
+}
+
+/// What one guest said, over all its boots.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Guest {
+    /// Console lines of any kind.
+    pub lines: u64,
+    /// DMA that ended, in order.
+    pub tried: Vec<Tried>,
+    /// DMA that was started and not waited for, in order.
+    pub armed: Vec<Armed>,
+    /// Pages that nothing may write to.
+    pub canaries: Vec<Canary>,
+    /// Disks read back.
+    pub disks: Vec<Disk>,
+    /// The last words, one per boot that came so far.
+    pub done: Vec<Done>,
+    /// Other `@` lines, by kind: `check`, `interrupts`, `iommu`.
+    pub others: Vec<Other>,
+    /// `@` lines that say `FAILED`, in full.
+    pub failures: Vec<String>,
+    /// The first `@` line that cannot be read.
+    pub unread: Option<String>,
+    /// Whether there were more lines than [`LIMIT`].
+    pub overflowed: bool,
+}
+
+/// The direction of DMA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Op {
+    /// The device reads memory.
+    Read,
+    /// The device writes memory.
+    Write,
+}
+
+/// One DMA that ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tried {
+    /// The device, `BB:DD.F` as the guest sees it.
+    pub device: String,
+    /// Its direction.
+    pub op: Op,
+    /// The address that the device was given: an IPA, for a guest without stage 1 of its own.
+    pub address: u64,
+    /// Its length in 4-byte accesses.
+    pub accesses: u64,
+    /// How many of them the guest saw arrive.
+    pub arrived: u64,
+}
+
+/// One DMA that was started and not waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Armed {
+    /// The device, `BB:DD.F` as the guest sees it.
+    pub device: String,
+    /// Its direction.
+    pub op: Op,
+    /// The address that the device was given.
+    pub address: u64,
+    /// Its length in 4-byte accesses.
+    pub accesses: u64,
+}
+
+/// One page that nothing may write to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Canary {
+    /// The page as the guest sees it.
+    pub page: u64,
+    /// The first changed address, if any.
+    pub changed: Option<u64>,
+}
+
+/// One disk that a guest read and compared with what it must hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The device, `BB:DD.F` as the guest sees it, if it says so.
+    pub device: Option<String>,
+    /// Every field of the line.
+    pub fields: BTreeMap<String, String>,
+    /// Whether the content was right.
+    pub ok: bool,
+}
+
+/// A guest's last words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// What it was.
+    pub role: String,
+    /// Whether it found everything in order.
+    pub ok: bool,
+}
+
+/// A line of a kind that needs no further reading.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// Its kind.
+    pub kind: String,
+    /// Its fields.
+    pub fields: BTreeMap<String, String>,
+}
+
+impl Testimony {
+    /// Nothing said yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks to watch `vm`'s console for `text`.
+    pub fn expect(&mut self, vm: &str, text: &str) {
+        self.expected.push(Expected { vm: vm.into(), text: text.into(), seen: false });
+    }
+
+    /// Takes one line of the shared console, `[name] text`. Returns the guest and its text, or `None` for
+    /// a line that no guest said.
+    pub fn line<'a>(&mut self, line: &'a str) -> Option<(&'a str, &'a str)> {
+        let (name, text) = line.trim_end().strip_prefix('[')?.split_once(']')?;
+        if name == "el2" || name.is_empty() {
+            return None;
+        }
+        let text = text.strip_prefix(' ').unwrap_or(text);
+        self.said(name, text);
+        Some((name, text))
+    }
+
+    /// Takes one line that guest `vm` said.
+    pub fn said(&mut self, vm: &str, text: &str) {
+        let text = text.trim_end();
+        for expected in &mut self.expected {
+            expected.seen |= expected.vm == vm && text.contains(&expected.text);
+        }
+        if !self.guests.contains_key(vm) {
+            self.guests.insert(vm.to_owned(), Guest::default());
+        }
+        if let Some(guest) = self.guests.get_mut(vm) {
+            guest.said(text);
+        }
+    }
+
+    /// What `vm` said.
+    pub fn guest(&self, vm: &str) -> Option<&Guest> {
+        self.guests.get(vm)
+    }
+
+    /// Everybody who said something.
+    pub fn guests(&self) -> impl Iterator<Item = (&str, &Guest)> {
+        self.guests.iter().map(|(name, guest)| (name.as_str(), guest))
+    }
+
+    /// Expected texts that were not seen, as guest and text.
+    pub fn missing(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.expected.iter().filter(|e| !e.seen).map(|e| (e.vm.as_str(), e.text.as_str()))
+    }
+
+    /// How many lines there were.
+    pub fn lines(&self) -> u64 {
+        self.guests.values().map(|guest| guest.lines).sum()
+    }
+}
+
+impl Guest {
+    fn said(&mut self, text: &str) {
+        self.lines += 1;
+        let Some(line) = text.strip_prefix('@') else { return };
+        if !KINDS.contains(&line.split(' ').next().unwrap_or_default()) {
+            return;
+        }
+        if self.testified() >= LIMIT {
+            self.overflowed = true;
+        } else if self.testify(line).is_none() {
+            self.unread.get_or_insert_with(|| text.chars().take(200).collect());
+        }
+    }
+
+    fn testified(&self) -> usize {
+        let dma = self.tried.len() + self.armed.len() + self.canaries.len() + self.disks.len();
+        dma + self.done.len() + self.others.len() + self.failures.len()
+    }
+
+    fn testify(&mut self, line: &str) -> Option<()> {
+        let words = Words::read(line)?;
+        if words.failed || words.get("sha256").is_some_and(|verdict| verdict != "ok") {
+            self.failures.push(format!("@{line}"));
+        }
+        match words.kind {
+            "tried" => {
+                let tried = Tried {
+                    device: words.get("device")?.into(),
+                    op: words.op()?,
+                    address: words.number("address")?,
+                    accesses: words.accesses()?,
+                    arrived: words.number("arrived")?,
+                };
+                (tried.arrived <= tried.accesses).then_some(())?;
+                self.tried.push(tried);
+            }
+            "armed" => self.armed.push(Armed {
+                device: words.get("device")?.into(),
+                op: words.op()?,
+                address: words.number("address")?,
+                accesses: words.accesses()?,
+            }),
+            "canary" => {
+                let changed = match words.get("changed") {
+                    Some(_) => Some(words.number("changed")?),
+                    None => (words.ok || words.failed).then_some(None)?,
+                };
+                self.canaries.push(Canary { page: words.number("page")?, changed });
+            }
+            "disk" => self.disks.push(Disk {
+                device: words.get("device").map(str::to_owned),
+                ok: words.get("sha256") == Some("ok") && !words.failed,
+                fields: words.owned(),
+            }),
+            "done" => {
+                self.done.push(Done { role: words.get("role")?.into(), ok: !words.failed });
+            }
+            kind => self.others.push(Other { kind: kind.into(), fields: words.owned() }),
+        }
+        Some(())
+    }
+}
+
+/// A line's words.
+struct Words<'a> {
+    kind: &'a str,
+    fields: BTreeMap<&'a str, &'a str>,
+    ok: bool,
+    failed: bool,
+}
+
+impl<'a> Words<'a> {
+    fn read(line: &'a str) -> Option<Self> {
+        let (kind, mut rest) = line.split_once(' ').unwrap_or((line, ""));
+        let mut words = Self { kind, fields: BTreeMap::new(), ok: false, failed: false };
+        while !rest.is_empty() {
+            if let Some(why) = rest.strip_prefix("why=") {
+                words.fields.insert("why", why);
+                break;
+            }
+            let (word, after) = rest.split_once(' ').unwrap_or((rest, ""));
+            rest = after.trim_start();
+            match word.split_once('=') {
+                Some((key, value)) => {
+                    words.fields.insert(key, value).is_none().then_some(())?;
+                }
+                None => match word {
+                    "ok" => words.ok = true,
+                    "FAILED" => words.failed = true,
+                    "" => {}
+                    _ => return None,
+                },
+            }
+        }
+        Some(words)
+    }
+
+    fn get(&self, key: &str) -> Option<&'a str> {
+        self.fields.get(key).copied()
+    }
+
+    /// Hexadecimal with `0x`, else decimal.
+    fn number(&self, key: &str) -> Option<u64> {
+        let text = self.get(key)?;
+        match text.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16).ok(),
+            None => text.parse().ok(),
+        }
+    }
+
+    /// The number of accesses, if they fit the address space behind `address`.
+    fn accesses(&self) -> Option<u64> {
+        let accesses = self.number("accesses").filter(|n| (1..=LONGEST).contains(n))?;
+        self.number("address")?.checked_add(4 * accesses).and(Some(accesses))
+    }
+
+    fn op(&self) -> Option<Op> {
+        match self.get("op")? {
+            "read" => Some(Op::Read),
+            "write" => Some(Op::Write),
+            _ => None,
+        }
+    }
+
+    fn owned(&self) -> BTreeMap<String, String> {
+        self.fields.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;
