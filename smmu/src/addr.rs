@@ -94,3 +94,13 @@ impl fmt::Display for StreamId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Vmid(pub u16);
+
+impl Vmid {
+    /// The VMID of every stream in *watch*: nothing is ever cached under it, because nothing is mapped.
+    pub const WATCH: Self = Self(255);
+}
+
+/// Whose a stream is. What the number means is the caller's business.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct VmIndex(pub u8);

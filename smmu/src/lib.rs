@@ -6,5 +6,22 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod addr;
+pub mod caps;
+pub mod cmd;
+pub mod device;
+pub mod error;
+pub mod event;
+pub mod invalidate;
+pub mod plan;
 pub mod ports;
+mod queue;
+mod regs;
+pub mod stage2;
+pub mod ste;
+pub mod streams;
+mod strtab;
+pub mod teardown;

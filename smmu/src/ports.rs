@@ -7,12 +7,13 @@ use crate::addr::Pa;
 
 /// The registers of one SMMU, both 64 KiB pages; offsets are those of section 6.
 pub trait Registers {
-    /// Reads the 32-bit register at `offset`.
+    /// Reads the 32-bit register at `offset`. No later [`Memory::load`] of this CPU is satisfied before
+    /// the read is: what a queue's index announces is there to be read.
     fn read32(&self, offset: u32) -> u32;
     /// Writes the 32-bit register at `offset`. Every earlier [`Memory::store`] of this CPU is visible
-    /// to the SMMU before the write is.
+    /// to the SMMU before the write is, and every earlier [`Memory::load`] has been satisfied.
     fn write32(&self, offset: u32, value: u32);
-    /// Reads the 64-bit register at `offset`.
+    /// Reads the 64-bit register at `offset`, ordered as [`Registers::read32`].
     fn read64(&self, offset: u32) -> u64;
     /// Writes the 64-bit register at `offset`, ordered as [`Registers::write32`].
     fn write64(&self, offset: u32, value: u64);
@@ -50,3 +51,41 @@ pub trait Frames {
 pub trait Hardware: Registers + Memory + Clock {}
 
 impl<T: Registers + Memory + Clock> Hardware for T {}
+
+impl<T: Registers + ?Sized> Registers for &T {
+    fn read32(&self, offset: u32) -> u32 {
+        (**self).read32(offset)
+    }
+
+    fn write32(&self, offset: u32, value: u32) {
+        (**self).write32(offset, value);
+    }
+
+    fn read64(&self, offset: u32) -> u64 {
+        (**self).read64(offset)
+    }
+
+    fn write64(&self, offset: u32, value: u64) {
+        (**self).write64(offset, value);
+    }
+}
+
+impl<T: Memory + ?Sized> Memory for &T {
+    fn load(&self, at: Pa) -> u64 {
+        (**self).load(at)
+    }
+
+    fn store(&self, at: Pa, value: u64) {
+        (**self).store(at, value);
+    }
+
+    fn publish(&self) {
+        (**self).publish();
+    }
+}
+
+impl<T: Clock + ?Sized> Clock for &T {
+    fn now_us(&self) -> u64 {
+        (**self).now_us()
+    }
+}

@@ -1,0 +1,278 @@
+//! What the SMMU can do, as its ID registers say, and whether that is enough.
+
+use core::fmt;
+
+use tock_registers::LocalRegisterCopy;
+
+use crate::device::Config;
+use crate::error::HostError;
+use crate::ports::Registers;
+use crate::regs::{IDR0, IDR1, IDR3, IDR5, IIDR, offset};
+use crate::strtab;
+
+/// What guests can be offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A stage 1 of their own on top of stage 2.
+    Nested,
+    /// Stage 2 only: the hardware has no stage 1, or errata that break nesting.
+    Stage2,
+}
+
+impl Class {
+    /// The name in the report.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nested => "nested",
+            Self::Stage2 => "stage2",
+        }
+    }
+}
+
+/// Why an SMMU cannot be taken over. Its Display says what is missing and what to do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// `IDR0.S2P` is 0.
+    NoStage2,
+    /// `IDR0.TTF` lacks AArch64 tables.
+    NoAarch64Tables,
+    /// `IDR0.COHACC` is 0.
+    NotCoherent,
+    /// `IDR0.TTENDIAN` excludes little-endian tables.
+    NoLittleEndian,
+    /// `IDR0.STALL_MODEL` forces faulting transactions to stall.
+    ForcedStall,
+    /// `IDR1.TABLES_PRESET`, `QUEUES_PRESET` or `REL`: the table or the queues are at fixed places.
+    Preset,
+    /// `IDR5.GRAN4K` is 0.
+    No4kGranule,
+    /// `IDR5.OAS` is smaller than the guests' address space.
+    OutputSize {
+        /// What the SMMU outputs, in bits.
+        has: u8,
+        /// What the guests' address space needs, in bits.
+        needs: u8,
+    },
+    /// `IDR1.SIDSIZE` is smaller than the platform's StreamIDs.
+    StreamIdSize {
+        /// What the SMMU takes, in bits.
+        has: u8,
+        /// What the platform sends, in bits.
+        needs: u8,
+    },
+    /// `IDR0.ST_LEVEL` is 0 and a linear table for all StreamIDs would be too large.
+    NoTwoLevelTable {
+        /// What the platform sends, in bits.
+        needs: u8,
+    },
+    /// No memory for tables and queues.
+    OutOfMemory,
+    /// The SMMU did not do what it was told while it was being taken over.
+    Host(HostError),
+}
+
+impl From<HostError> for Refusal {
+    fn from(error: HostError) -> Self {
+        Self::Host(error)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoStage2 => f.write_str(
+                "the SMMU has no stage 2 (IDR0.S2P=0), so it cannot confine a guest; \
+                 use hardware with stage 2, on QEMU machine virt-9.2 or later or stage=2",
+            ),
+            Self::NoAarch64Tables => f.write_str("the SMMU cannot walk AArch64 tables (IDR0.TTF[1]=0); not supported"),
+            Self::NotCoherent => f.write_str(
+                "the SMMU does not access memory coherently (IDR0.COHACC=0); check that the firmware enables it",
+            ),
+            Self::NoLittleEndian => f.write_str("the SMMU walks big-endian tables only (IDR0.TTENDIAN); not supported"),
+            Self::ForcedStall => f.write_str(
+                "the SMMU can only stall on a fault (IDR0.STALL_MODEL=2), so one guest could block others; not supported",
+            ),
+            Self::Preset => f.write_str(
+                "the SMMU has its table or queues at fixed addresses (IDR1.TABLES_PRESET, QUEUES_PRESET or REL); not supported",
+            ),
+            Self::No4kGranule => f.write_str("the SMMU has no 4 KiB granule (IDR5.GRAN4K=0); not supported"),
+            Self::OutputSize { has, needs } => {
+                write!(f, "the SMMU outputs {has}-bit addresses (IDR5.OAS), guests need {needs}; not supported")
+            }
+            Self::StreamIdSize { has, needs } => {
+                write!(
+                    f,
+                    "the SMMU takes {has}-bit StreamIDs (IDR1.SIDSIZE), the device tree's iommu-map sends {needs}; check it"
+                )
+            }
+            Self::NoTwoLevelTable { needs } => {
+                write!(
+                    f,
+                    "the SMMU has no two-level stream table (IDR0.ST_LEVEL=0), a linear one for {needs}-bit StreamIDs \
+                     is too large; narrow iommu-map"
+                )
+            }
+            Self::OutOfMemory => f.write_str("no memory left for the SMMU's tables and queues; give EL2 more"),
+            Self::Host(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for Refusal {}
+
+/// The ID registers of one SMMU.
+#[derive(Clone, Copy)]
+pub struct Capabilities {
+    idr0: LocalRegisterCopy<u32, IDR0::Register>,
+    idr1: LocalRegisterCopy<u32, IDR1::Register>,
+    idr3: LocalRegisterCopy<u32, IDR3::Register>,
+    idr5: LocalRegisterCopy<u32, IDR5::Register>,
+    iidr: LocalRegisterCopy<u32, IIDR::Register>,
+}
+
+impl Capabilities {
+    /// Reads them.
+    pub fn read(hw: &impl Registers) -> Self {
+        Self {
+            idr0: LocalRegisterCopy::new(hw.read32(offset::IDR0)),
+            idr1: LocalRegisterCopy::new(hw.read32(offset::IDR1)),
+            idr3: LocalRegisterCopy::new(hw.read32(offset::IDR3)),
+            idr5: LocalRegisterCopy::new(hw.read32(offset::IDR5)),
+            iidr: LocalRegisterCopy::new(hw.read32(offset::IIDR)),
+        }
+    }
+
+    /// What guests can be offered on this SMMU, given what the platform needs of it.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is missing.
+    pub fn class(&self, config: &Config) -> Result<Class, Refusal> {
+        let Self { idr0, idr1, idr5, .. } = self;
+        if !self.stage2() {
+            return Err(Refusal::NoStage2);
+        }
+        if idr0.read(IDR0::TTF) & 0b10 == 0 {
+            return Err(Refusal::NoAarch64Tables);
+        }
+        if !idr0.is_set(IDR0::COHACC) {
+            return Err(Refusal::NotCoherent);
+        }
+        if !matches!(
+            idr0.read_as_enum(IDR0::TTENDIAN),
+            Some(IDR0::TTENDIAN::Value::Mixed | IDR0::TTENDIAN::Value::Little)
+        ) {
+            return Err(Refusal::NoLittleEndian);
+        }
+        if idr0.matches_all(IDR0::STALL_MODEL::Stall) {
+            return Err(Refusal::ForcedStall);
+        }
+        if idr1.any_matching_bits_set(
+            IDR1::TABLES_PRESET::SET + IDR1::QUEUES_PRESET::SET + IDR1::REL::SET,
+        ) {
+            return Err(Refusal::Preset);
+        }
+        if !idr5.is_set(IDR5::GRAN4K) {
+            return Err(Refusal::No4kGranule);
+        }
+        if self.output_bits() < config.ipa_bits {
+            return Err(Refusal::OutputSize { has: self.output_bits(), needs: config.ipa_bits });
+        }
+        if self.stream_id_bits() < config.sid_bits {
+            return Err(Refusal::StreamIdSize {
+                has: self.stream_id_bits(),
+                needs: config.sid_bits,
+            });
+        }
+        if !self.two_level_table() && config.sid_bits > strtab::LINEAR_MAX_LOG2 {
+            return Err(Refusal::NoTwoLevelTable { needs: config.sid_bits });
+        }
+        Ok(if self.stage1() && !self.nesting_is_broken() { Class::Nested } else { Class::Stage2 })
+    }
+
+    /// Whether there is a stage 1 at all. Without one, the commands that invalidate it are illegal.
+    pub fn stage1(&self) -> bool {
+        self.idr0.is_set(IDR0::S1P)
+    }
+
+    fn stage2(&self) -> bool {
+        self.idr0.is_set(IDR0::S2P)
+    }
+
+    /// Whether stages 1 and 2 together do not work as documented: Arm errata 1209401 (MMU-600 before
+    /// r2), 2268618 and 2812531 (MMU-700 before r1p1).
+    fn nesting_is_broken(&self) -> bool {
+        if !self.iidr.matches_all(IIDR::IMPLEMENTER::Arm) {
+            return false;
+        }
+        let release = (self.iidr.read(IIDR::VARIANT), self.iidr.read(IIDR::REVISION));
+        match self.iidr.read_as_enum(IIDR::PRODUCT) {
+            Some(IIDR::PRODUCT::Value::Mmu600) => release < (2, 0),
+            Some(IIDR::PRODUCT::Value::Mmu700) => release < (1, 1),
+            None => false,
+        }
+    }
+
+    /// Whether a faulting transaction could stall if an STE allowed it.
+    pub fn stalls(&self) -> bool {
+        self.idr0.matches_all(IDR0::STALL_MODEL::StallOrTerminate)
+    }
+
+    /// Whether devices may present translated addresses.
+    pub fn ats(&self) -> bool {
+        self.idr0.is_set(IDR0::ATS)
+    }
+
+    /// Whether VMIDs have 16 bits rather than 8.
+    pub fn vmid16(&self) -> bool {
+        self.idr0.is_set(IDR0::VMID16)
+    }
+
+    /// Whether the stream table may have two levels.
+    pub fn two_level_table(&self) -> bool {
+        self.idr0.matches_all(IDR0::ST_LEVEL::TwoLevel)
+    }
+
+    /// Width of a StreamID in bits.
+    pub fn stream_id_bits(&self) -> u8 {
+        self.idr1.read(IDR1::SIDSIZE) as u8
+    }
+
+    /// The most entries a command queue may have, as a power of two.
+    pub fn command_queue_log2(&self) -> u8 {
+        self.idr1.read(IDR1::CMDQS) as u8
+    }
+
+    /// The most entries an event queue may have, as a power of two.
+    pub fn event_queue_log2(&self) -> u8 {
+        self.idr1.read(IDR1::EVENTQS) as u8
+    }
+
+    /// Whether stage 2 may force write-back (`STE.S2FWB`).
+    pub fn fwb(&self) -> bool {
+        self.idr3.is_set(IDR3::FWB)
+    }
+
+    /// Whether TLB invalidation takes ranges.
+    pub fn range_invalidation(&self) -> bool {
+        self.idr3.is_set(IDR3::RIL)
+    }
+
+    /// How freely a live block may be replaced by a table of the same mapping: 0, 1 or 2 (section 3.21.1.1).
+    pub fn bbm_level(&self) -> u8 {
+        self.idr3.read(IDR3::BBML) as u8
+    }
+
+    /// Width of an output address in bits. A reserved encoding counts as the smallest size.
+    pub fn output_bits(&self) -> u8 {
+        match self.idr5.read(IDR5::OAS) {
+            1 => 36,
+            2 => 40,
+            3 => 42,
+            4 => 44,
+            5 => 48,
+            6 => 52,
+            _ => 32,
+        }
+    }
+}

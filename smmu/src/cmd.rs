@@ -1,0 +1,231 @@
+//! Commands (chapter 4): what the driver asks of the SMMU, 16 bytes each.
+
+use crate::addr::{Iova, Ipa, PAGE_SIZE, StreamId, Vmid};
+
+macro_rules! opcodes {
+    ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal;)*) => {
+        /// What a command does, without its operands.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Opcode {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Opcode {
+            /// All of them, in the order of their discriminants.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The name in the specification and the report.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+
+            const fn code(self) -> u64 {
+                match self {
+                    $(Self::$variant => $code,)*
+                }
+            }
+        }
+    };
+}
+
+opcodes! {
+    /// Section 4.3.1.
+    CfgiSte = 0x03, "CMD_CFGI_STE";
+    /// Section 4.3.2.
+    CfgiSteRange = 0x04, "CMD_CFGI_STE_RANGE";
+    /// Section 4.3.6: a range of everything.
+    CfgiAll = 0x04, "CMD_CFGI_ALL";
+    /// Section 4.3.3.
+    CfgiCd = 0x05, "CMD_CFGI_CD";
+    /// Section 4.3.4.
+    CfgiCdAll = 0x06, "CMD_CFGI_CD_ALL";
+    /// Section 4.4.2.1.
+    TlbiNhAll = 0x10, "CMD_TLBI_NH_ALL";
+    /// Section 4.4.2.2.
+    TlbiNhAsid = 0x11, "CMD_TLBI_NH_ASID";
+    /// Section 4.4.2.4.
+    TlbiNhVa = 0x12, "CMD_TLBI_NH_VA";
+    /// Section 4.4.2.3.
+    TlbiNhVaa = 0x13, "CMD_TLBI_NH_VAA";
+    /// Section 4.4.3.2.
+    TlbiS12Vmall = 0x28, "CMD_TLBI_S12_VMALL";
+    /// Section 4.4.3.1.
+    TlbiS2Ipa = 0x2a, "CMD_TLBI_S2_IPA";
+    /// Section 4.4.4.1.
+    TlbiNsnhAll = 0x30, "CMD_TLBI_NSNH_ALL";
+    /// Section 4.7.3.
+    Sync = 0x46, "CMD_SYNC";
+}
+
+/// How many addresses a TLB invalidation names (section 4.4.1.1), in 4 KiB pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// The page, or the whole block, that holds the address; understood by every SMMU.
+    One,
+    /// `multiple << scale` pages from the address on; only where `IDR3.RIL` is 1. One page in this
+    /// form, without a level hint, is a reserved encoding.
+    Range {
+        /// 1 to 32.
+        multiple: u8,
+        /// 0 to 31.
+        scale: u8,
+    },
+}
+
+/// A command of the Non-secure queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Forget the STE of a stream and all its CDs; without `leaf`, also the level-1 descriptor.
+    CfgiSte {
+        /// The stream.
+        sid: StreamId,
+        /// Keep what was cached of the first level.
+        leaf: bool,
+    },
+    /// Forget `2^(range + 1)` STEs: those of the aligned group that `sid` is in.
+    CfgiSteRange {
+        /// Any stream of the group.
+        sid: StreamId,
+        /// 0 to 30.
+        range: u8,
+    },
+    /// Forget all configuration.
+    CfgiAll,
+    /// Forget one CD.
+    CfgiCd {
+        /// The stream.
+        sid: StreamId,
+        /// Its substream, 20 bits.
+        ssid: u32,
+        /// Keep what was cached of the first level.
+        leaf: bool,
+    },
+    /// Forget all CDs of a stream.
+    CfgiCdAll {
+        /// The stream.
+        sid: StreamId,
+    },
+    /// Drop a VM's stage-1 and combined translations.
+    TlbiNhAll {
+        /// The VM's tag.
+        vmid: Vmid,
+    },
+    /// Drop one address space's stage-1 and combined translations.
+    TlbiNhAsid {
+        /// The VM's tag.
+        vmid: Vmid,
+        /// The address space's.
+        asid: u16,
+    },
+    /// Drop stage-1 and combined translations by address, in one address space.
+    TlbiNhVa {
+        /// The VM's tag.
+        vmid: Vmid,
+        /// The address space's.
+        asid: u16,
+        /// The first address.
+        address: Iova,
+        /// How many.
+        pages: Pages,
+        /// Keep what was cached of the upper levels.
+        leaf: bool,
+    },
+    /// Drop stage-1 and combined translations by address, in all address spaces.
+    TlbiNhVaa {
+        /// The VM's tag.
+        vmid: Vmid,
+        /// The first address.
+        address: Iova,
+        /// How many.
+        pages: Pages,
+        /// Keep what was cached of the upper levels.
+        leaf: bool,
+    },
+    /// Drop all of a VM's translations.
+    TlbiS12Vmall {
+        /// The VM's tag.
+        vmid: Vmid,
+    },
+    /// Drop stage-2-only translations by address. Combined ones stay.
+    TlbiS2Ipa {
+        /// The VM's tag.
+        vmid: Vmid,
+        /// The first address.
+        address: Ipa,
+        /// How many.
+        pages: Pages,
+        /// Keep what was cached of the upper levels.
+        leaf: bool,
+    },
+    /// Drop every Non-secure translation that is not EL2's.
+    TlbiNsnhAll,
+    /// Complete when all commands before it are complete.
+    Sync,
+}
+
+impl Command {
+    /// What it does.
+    pub const fn opcode(&self) -> Opcode {
+        match self {
+            Self::CfgiSte { .. } => Opcode::CfgiSte,
+            Self::CfgiSteRange { .. } => Opcode::CfgiSteRange,
+            Self::CfgiAll => Opcode::CfgiAll,
+            Self::CfgiCd { .. } => Opcode::CfgiCd,
+            Self::CfgiCdAll { .. } => Opcode::CfgiCdAll,
+            Self::TlbiNhAll { .. } => Opcode::TlbiNhAll,
+            Self::TlbiNhAsid { .. } => Opcode::TlbiNhAsid,
+            Self::TlbiNhVa { .. } => Opcode::TlbiNhVa,
+            Self::TlbiNhVaa { .. } => Opcode::TlbiNhVaa,
+            Self::TlbiS12Vmall { .. } => Opcode::TlbiS12Vmall,
+            Self::TlbiS2Ipa { .. } => Opcode::TlbiS2Ipa,
+            Self::TlbiNsnhAll => Opcode::TlbiNsnhAll,
+            Self::Sync => Opcode::Sync,
+        }
+    }
+
+    /// Returns its two words. `CMD_SYNC` signals nobody (CS=0): its completion shows in `CMDQ_CONS`.
+    pub fn encode(&self) -> [u64; 2] {
+        let (low, high) = match *self {
+            Self::CfgiSte { sid, leaf } => (stream(sid), leaf.into()),
+            Self::CfgiSteRange { sid, range } => (stream(sid), range.into()),
+            Self::CfgiAll => (0, 31),
+            Self::CfgiCd { sid, ssid, leaf } => (stream(sid) | u64::from(ssid) << 12, leaf.into()),
+            Self::CfgiCdAll { sid } => (stream(sid), 0),
+            Self::TlbiNhAll { vmid } | Self::TlbiS12Vmall { vmid } => (tag(vmid, 0), 0),
+            Self::TlbiNhAsid { vmid, asid } => (tag(vmid, asid), 0),
+            Self::TlbiNhVa { vmid, asid, address, pages, leaf } => {
+                range(tag(vmid, asid), address.raw(), pages, leaf)
+            }
+            Self::TlbiNhVaa { vmid, address, pages, leaf } => {
+                range(tag(vmid, 0), address.raw(), pages, leaf)
+            }
+            Self::TlbiS2Ipa { vmid, address, pages, leaf } => {
+                range(tag(vmid, 0), address.raw(), pages, leaf)
+            }
+            Self::TlbiNsnhAll | Self::Sync => (0, 0),
+        };
+        [low | self.opcode().code(), high]
+    }
+}
+
+fn stream(sid: StreamId) -> u64 {
+    u64::from(sid.0) << 32
+}
+
+fn tag(vmid: Vmid, asid: u16) -> u64 {
+    u64::from(asid) << 48 | u64::from(vmid.0) << 32
+}
+
+fn range(tag: u64, address: u64, pages: Pages, leaf: bool) -> (u64, u64) {
+    /// `TG`: the range counts 4 KiB pages.
+    const GRANULE_4K: u64 = 1 << 10;
+    let high = address & !(PAGE_SIZE - 1) | u64::from(leaf);
+    match pages {
+        Pages::One => (tag, high),
+        Pages::Range { multiple, scale } => {
+            (tag | u64::from(scale) << 20 | u64::from(multiple - 1) << 12, high | GRANULE_4K)
+        }
+    }
+}

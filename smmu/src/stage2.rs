@@ -1,0 +1,573 @@
+//! Stage 2: the tables that say which physical memory a VM's CPUs and devices may reach.
+//!
+//! 4 KiB granule, VMSAv8-64. Every guest address space starts at level 1 with concatenated root tables
+//! where that is possible (up to 43 bits), else at level 0 (Arm ARM D8.2).
+
+use core::fmt;
+
+use crate::addr::{Ipa, PAGE_SIZE, Pa};
+use crate::invalidate::Invalidation;
+use crate::ports::{Frames, Memory};
+use crate::teardown::Closed;
+
+mod descriptor;
+
+use descriptor::{Descriptor, Entry};
+
+/// Words in one table.
+const ENTRIES: u64 = 512;
+/// The level of 4 KiB pages.
+const LAST_LEVEL: u8 = 3;
+
+/// Bytes that one entry at `level` covers.
+const fn span(level: u8) -> u64 {
+    PAGE_SIZE << (9 * (LAST_LEVEL - level))
+}
+
+/// Why no [`Format`] has the sizes asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FormatError {
+    /// Width of an input address in bits.
+    pub ipa_bits: u8,
+    /// Width of an output address in bits.
+    pub output_bits: u8,
+}
+
+impl fmt::Display for FormatError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ipa_bits, output_bits } = self;
+        write!(
+            f,
+            "stage 2 cannot translate {ipa_bits}-bit to {output_bits}-bit addresses: 32 to 48 bits, input <= output"
+        )
+    }
+}
+
+impl core::error::Error for FormatError {}
+
+/// The shape of a stage 2, from which `VTCR_EL2` and the STE's fields both follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Format {
+    ipa_bits: u8,
+    output_bits: u8,
+    fwb: bool,
+}
+
+impl Format {
+    /// Returns the format for `ipa_bits` of input and at most `output_bits` of output, which is rounded
+    /// down to a size the architecture has. `fwb`: stage 2 alone decides about write-back, which
+    /// `HCR_EL2.FWB` and `STE.S2FWB` then must say alike.
+    ///
+    /// # Errors
+    ///
+    /// [`FormatError`] unless 32 <= `ipa_bits` <= 48 and `ipa_bits` <= the rounded `output_bits`.
+    pub const fn new(ipa_bits: u8, output_bits: u8, fwb: bool) -> Result<Self, FormatError> {
+        let rounded = match output_bits {
+            0..=31 => return Err(FormatError { ipa_bits, output_bits }),
+            32..=35 => 32,
+            36..=39 => 36,
+            40..=41 => 40,
+            42..=43 => 42,
+            44..=47 => 44,
+            _ => 48,
+        };
+        if ipa_bits < 32 || ipa_bits > rounded {
+            return Err(FormatError { ipa_bits, output_bits });
+        }
+        Ok(Self { ipa_bits, output_bits: rounded, fwb })
+    }
+
+    /// Returns the format that fields laid out as in [`Format::vtcr`] describe.
+    ///
+    /// # Errors
+    ///
+    /// [`FormatError`] if no format has them.
+    pub(crate) const fn from_vtcr(vtcr: u64, fwb: bool) -> Result<Self, FormatError> {
+        let ipa_bits = 64 - (vtcr & 0x3f) as u8;
+        let output_bits = match vtcr >> 16 & 7 {
+            0 => 32,
+            1 => 36,
+            2 => 40,
+            3 => 42,
+            4 => 44,
+            5 => 48,
+            _ => 0,
+        };
+        match Self::new(ipa_bits, output_bits, fwb) {
+            Ok(format) if format.vtcr() == vtcr => Ok(format),
+            Ok(_) => Err(FormatError { ipa_bits, output_bits }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Width of an input address in bits.
+    pub const fn ipa_bits(self) -> u8 {
+        self.ipa_bits
+    }
+
+    /// Width of an output address in bits.
+    pub const fn output_bits(self) -> u8 {
+        self.output_bits
+    }
+
+    /// Whether stage 2 alone decides about write-back.
+    pub const fn fwb(self) -> bool {
+        self.fwb
+    }
+
+    /// Bits 18:0 of `VTCR_EL2`: T0SZ, SL0, IRGN0, ORGN0, SH0, TG0 and PS. The STE has the same fields in
+    /// the same order from bit 160 on. The CPU's remaining fields (RES1, VS, HA, HD) are the caller's.
+    pub const fn vtcr(self) -> u64 {
+        let t0sz = 64 - self.ipa_bits as u64;
+        let sl0 = match self.start_level() {
+            0 => 2,
+            _ => 1,
+        };
+        let ps = match self.output_bits {
+            32 => 0,
+            36 => 1,
+            40 => 2,
+            42 => 3,
+            44 => 4,
+            _ => 5,
+        };
+        // Walks are inner shareable (SH0=3), write-back write-allocate (IRGN0=ORGN0=1), TG0=0 is 4 KiB.
+        t0sz | sl0 << 6 | 1 << 8 | 1 << 10 | 3 << 12 | ps << 16
+    }
+
+    /// Bytes of root table, a power of two and the root's alignment.
+    pub const fn root_size(self) -> u64 {
+        let size = 8 << (self.ipa_bits - span(self.start_level()).trailing_zeros() as u8);
+        if size < PAGE_SIZE { PAGE_SIZE } else { size }
+    }
+
+    const fn start_level(self) -> u8 {
+        if self.ipa_bits <= 43 { 1 } else { 0 }
+    }
+}
+
+/// What kind of memory a mapping is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryType {
+    /// Normal, write-back cacheable, inner shareable.
+    Normal,
+    /// Device-nGnRE.
+    Device,
+}
+
+/// What may be done with a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Reads are allowed.
+    pub read: bool,
+    /// Writes are allowed.
+    pub write: bool,
+    /// Instruction fetches are allowed.
+    pub execute: bool,
+    /// What is there.
+    pub memory: MemoryType,
+}
+
+impl Attributes {
+    /// A guest's RAM.
+    pub const RAM: Self =
+        Self { read: true, write: true, execute: true, memory: MemoryType::Normal };
+    /// Registers of a device.
+    pub const DEVICE: Self =
+        Self { read: true, write: true, execute: false, memory: MemoryType::Device };
+}
+
+/// Where an address leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// The physical address.
+    pub pa: Pa,
+    /// How many bytes from there on belong to the same block, and so translate alike.
+    pub contiguous: u64,
+    /// What may be done there.
+    pub attributes: Attributes,
+}
+
+/// Why a table was not changed as asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage2Error {
+    /// An address or size is not a multiple of what the operation works in (a page; 1 GiB to share).
+    Unaligned,
+    /// The range is empty, or leaves the input or output address space.
+    OutOfRange,
+    /// Something is mapped there already.
+    Overlap(Ipa),
+    /// The tables there belong to another root; change them through that one.
+    Borrowed(Ipa),
+    /// The two roots differ in format.
+    FormatMismatch,
+    /// No memory for a table.
+    OutOfMemory,
+}
+
+impl fmt::Display for Stage2Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unaligned => f.write_str("stage 2: address or size is not aligned"),
+            Self::OutOfRange => f.write_str("stage 2: the range leaves the address space"),
+            Self::Overlap(ipa) => write!(f, "stage 2: something is mapped at {ipa} already"),
+            Self::Borrowed(ipa) => write!(f, "stage 2: the tables at {ipa} belong to another root"),
+            Self::FormatMismatch => {
+                f.write_str("stage 2: two roots of different formats cannot share tables")
+            }
+            Self::OutOfMemory => f.write_str("stage 2: no memory left for a table; give EL2 more"),
+        }
+    }
+}
+
+impl core::error::Error for Stage2Error {}
+
+/// One stage 2: a root and the tables below it.
+///
+/// Dropping it leaks its tables, which is safe; only [`Stage2::release`] gives them back.
+#[derive(Debug)]
+pub struct Stage2 {
+    format: Format,
+    root: Pa,
+}
+
+impl Stage2 {
+    /// Allocates an empty stage 2: every access faults.
+    ///
+    /// # Errors
+    ///
+    /// [`Stage2Error::OutOfMemory`].
+    pub fn new(format: Format, frames: &mut dyn Frames) -> Result<Self, Stage2Error> {
+        let root = frames.allocate(format.root_size()).ok_or(Stage2Error::OutOfMemory)?;
+        Ok(Self { format, root })
+    }
+
+    /// The format it was built for.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Where its root table is: `VTTBR_EL2.BADDR` and `STE.S2TTB`.
+    pub fn root(&self) -> Pa {
+        self.root
+    }
+
+    /// Maps `size` bytes at `ipa` to `pa`, with the largest blocks that alignment allows, and publishes.
+    ///
+    /// Nothing needs to be invalidated: only valid translations are ever cached.
+    ///
+    /// # Errors
+    ///
+    /// Any of [`Stage2Error`] but `FormatMismatch`. After `OutOfMemory` a first part of the range may be
+    /// mapped; after any other error nothing has changed.
+    pub fn map<M: Memory>(
+        &mut self,
+        memory: &M,
+        frames: &mut dyn Frames,
+        ipa: Ipa,
+        pa: Pa,
+        size: u64,
+        attributes: Attributes,
+    ) -> Result<(), Stage2Error> {
+        let end = self.checked_end(ipa, size)?;
+        if !pa.is_aligned(PAGE_SIZE) {
+            return Err(Stage2Error::Unaligned);
+        }
+        let pa_end = pa.raw().checked_add(size).ok_or(Stage2Error::OutOfRange)?;
+        if pa_end > 1 << self.format.output_bits {
+            return Err(Stage2Error::OutOfRange);
+        }
+        self.expect_unmapped(memory, ipa, end)?;
+        let offset = pa.raw().wrapping_sub(ipa.raw());
+        let mut at = ipa.raw();
+        while at < end {
+            let target = at.wrapping_add(offset);
+            let mut slot = self.root_slot(at);
+            // Descend until a block fits; at the last level a page always does.
+            while !fits(slot.level, at, target, end) || slot.leads_to_table(memory) {
+                slot = slot.descend(memory, frames, at)?;
+            }
+            memory.store(
+                slot.at,
+                Descriptor::leaf(self.format, slot.level, Pa::new(target), attributes).0,
+            );
+            at += span(slot.level);
+        }
+        memory.publish();
+        Ok(())
+    }
+
+    /// Unmaps `size` bytes at `ipa`, mapped or not, publishes, and returns what the caches of CPUs and
+    /// SMMUs may still hold. The memory stays reachable until the caller has invalidated all of it.
+    ///
+    /// A block that is only partly in the range is split into smaller ones first. Where CPU or SMMU has
+    /// no break-before-make level 2 (section 3.21.1.1), the caller stops what uses such a block before.
+    ///
+    /// # Errors
+    ///
+    /// `Unaligned`, `OutOfRange`, `Borrowed` (nothing has changed), or `OutOfMemory` for a split (a first
+    /// part of the range may be unmapped: invalidate the whole range).
+    pub fn unmap<M: Memory>(
+        &mut self,
+        memory: &M,
+        frames: &mut dyn Frames,
+        ipa: Ipa,
+        size: u64,
+    ) -> Result<Invalidation, Stage2Error> {
+        let end = self.checked_end(ipa, size)?;
+        self.walk(memory, ipa.raw(), end, |at, slot| match slot.read(memory) {
+            Entry::Table { .. } => Err(Stage2Error::Borrowed(Ipa::new(at))),
+            _ => Ok(()),
+        })?;
+        let format = self.format;
+        let mut at = ipa.raw();
+        while at < end {
+            let mut slot = self.root_slot(at);
+            loop {
+                match slot.read(memory) {
+                    Entry::Invalid => break,
+                    Entry::Leaf { .. }
+                        if at.is_multiple_of(span(slot.level)) && end - at >= span(slot.level) =>
+                    {
+                        memory.store(slot.at, Descriptor::INVALID.0);
+                        break;
+                    }
+                    Entry::Leaf { pa, attributes } => {
+                        slot.split(memory, frames, format, pa, attributes)?
+                    }
+                    Entry::Table { .. } => {}
+                }
+                slot = slot.descend(memory, frames, at)?;
+            }
+            at = next(at, slot.level);
+        }
+        memory.publish();
+        Ok(Invalidation::range(ipa, size))
+    }
+
+    /// Lets the `size` bytes at `ipa`, whole GiB, lead to the tables of `other`, for good: what `other`
+    /// maps and unmaps there from now on is seen here too, and cannot be changed from here.
+    ///
+    /// 1 GiB blocks of `other` are split first, under the condition that [`Stage2::unmap`] names.
+    ///
+    /// # Errors
+    ///
+    /// Any of [`Stage2Error`]; `Overlap` if anything, if only a table, is here already. After
+    /// `OutOfMemory` a first part may be shared.
+    pub fn share<M: Memory>(
+        &mut self,
+        memory: &M,
+        frames: &mut dyn Frames,
+        other: &mut Self,
+        ipa: Ipa,
+        size: u64,
+    ) -> Result<(), Stage2Error> {
+        const LEVEL: u8 = 1;
+        if self.format != other.format {
+            return Err(Stage2Error::FormatMismatch);
+        }
+        let end = self.checked_end(ipa, size)?;
+        if !ipa.is_aligned(span(LEVEL)) || !size.is_multiple_of(span(LEVEL)) {
+            return Err(Stage2Error::Unaligned);
+        }
+        self.expect_unmapped(memory, ipa, end)?;
+        for at in (ipa.raw()..end).step_by(span(LEVEL) as usize) {
+            let mut theirs = other.root_slot(at);
+            let mut ours = self.root_slot(at);
+            while theirs.level < LEVEL {
+                theirs = theirs.descend(memory, frames, at)?;
+                ours = ours.descend(memory, frames, at)?;
+            }
+            if ours.leads_to_table(memory) {
+                return Err(Stage2Error::Overlap(Ipa::new(at)));
+            }
+            if let Entry::Leaf { pa, attributes } = theirs.read(memory) {
+                theirs.split(memory, frames, other.format, pa, attributes)?;
+            }
+            let shared = theirs.descend(memory, frames, at)?;
+            memory.store(ours.at, Descriptor::borrowed_table(shared.table()).0);
+        }
+        memory.publish();
+        Ok(())
+    }
+
+    /// Returns where `ipa` leads, or `None` if nothing is mapped there.
+    pub fn translate<M: Memory>(&self, memory: &M, ipa: Ipa) -> Option<Translation> {
+        if ipa.raw() >> self.format.ipa_bits != 0 {
+            return None;
+        }
+        let mut slot = self.root_slot(ipa.raw());
+        loop {
+            match slot.read(memory) {
+                Entry::Invalid => return None,
+                Entry::Leaf { pa, attributes } => {
+                    let offset = ipa.raw() & (span(slot.level) - 1);
+                    return Some(Translation {
+                        pa: pa.add(offset),
+                        contiguous: span(slot.level) - offset,
+                        attributes,
+                    });
+                }
+                Entry::Table { at, .. } => slot = Slot::in_table(at, slot.level + 1, ipa.raw()),
+            }
+        }
+    }
+
+    /// Gives its tables back, except those borrowed from another root.
+    ///
+    /// The proof says that no SMMU can reach them any more; that no CPU can is the caller's part: its
+    /// vCPUs are stopped and its VMID is invalidated on every CPU that ran them.
+    pub fn release<M: Memory>(self, memory: &M, frames: &mut dyn Frames, _proof: &Closed) {
+        let size = self.format.root_size();
+        release_below(memory, frames, self.root, size / 8, self.format.start_level());
+        frames.release(self.root, size);
+    }
+
+    /// Calls `visit(address, slot)` for each leaf and borrowed table in the range.
+    fn walk<M: Memory>(
+        &self,
+        memory: &M,
+        start: u64,
+        end: u64,
+        mut visit: impl FnMut(u64, Slot) -> Result<(), Stage2Error>,
+    ) -> Result<(), Stage2Error> {
+        let mut at = start;
+        while at < end {
+            let mut slot = self.root_slot(at);
+            while let Entry::Table { at: table, borrowed: false } = slot.read(memory) {
+                slot = Slot::in_table(table, slot.level + 1, at);
+            }
+            if slot.read(memory) != Entry::Invalid {
+                visit(at, slot)?;
+            }
+            at = next(at, slot.level);
+        }
+        Ok(())
+    }
+
+    fn expect_unmapped<M: Memory>(
+        &self,
+        memory: &M,
+        ipa: Ipa,
+        end: u64,
+    ) -> Result<(), Stage2Error> {
+        self.walk(memory, ipa.raw(), end, |at, slot| {
+            Err(match slot.read(memory) {
+                Entry::Table { .. } => Stage2Error::Borrowed(Ipa::new(at)),
+                _ => Stage2Error::Overlap(Ipa::new(at)),
+            })
+        })
+    }
+
+    /// Checks that a range consists of pages of the input address space, and returns its end.
+    fn checked_end(&self, ipa: Ipa, size: u64) -> Result<u64, Stage2Error> {
+        if !ipa.is_aligned(PAGE_SIZE) || !size.is_multiple_of(PAGE_SIZE) {
+            return Err(Stage2Error::Unaligned);
+        }
+        match ipa.raw().checked_add(size) {
+            Some(end) if size > 0 && end <= 1 << self.format.ipa_bits => Ok(end),
+            _ => Err(Stage2Error::OutOfRange),
+        }
+    }
+
+    /// The root's entry for an address. Concatenated tables are one long table.
+    fn root_slot(&self, at: u64) -> Slot {
+        let level = self.format.start_level();
+        Slot { at: self.root.add(at / span(level) * 8), level }
+    }
+}
+
+/// Whether one entry at `level` can map `at` to `target` without reaching past `end`.
+fn fits(level: u8, at: u64, target: u64, end: u64) -> bool {
+    // The 4 KiB granule has no level-0 blocks.
+    level > 0 && (at | target).is_multiple_of(span(level)) && end - at >= span(level)
+}
+
+/// The first address past what the entry for `at` at `level` covers.
+fn next(at: u64, level: u8) -> u64 {
+    (at & !(span(level) - 1)) + span(level)
+}
+
+/// One entry of one table.
+#[derive(Clone, Copy)]
+struct Slot {
+    at: Pa,
+    level: u8,
+}
+
+impl Slot {
+    fn in_table(table: Pa, level: u8, address: u64) -> Self {
+        Self { at: table.add(address / span(level) % ENTRIES * 8), level }
+    }
+
+    /// The table it is in.
+    fn table(self) -> Pa {
+        self.at.align_down(PAGE_SIZE)
+    }
+
+    fn read<M: Memory>(self, memory: &M) -> Entry {
+        Descriptor(memory.load(self.at)).entry(self.level)
+    }
+
+    fn leads_to_table<M: Memory>(self, memory: &M) -> bool {
+        matches!(self.read(memory), Entry::Table { .. })
+    }
+
+    /// Returns the entry for `address` one level down, in a new empty table if there was none.
+    fn descend<M: Memory>(
+        self,
+        memory: &M,
+        frames: &mut dyn Frames,
+        address: u64,
+    ) -> Result<Self, Stage2Error> {
+        let table = match self.read(memory) {
+            Entry::Table { at, .. } => at,
+            Entry::Leaf { .. } => return Err(Stage2Error::Overlap(Ipa::new(address))),
+            Entry::Invalid => {
+                let table = frames.allocate(PAGE_SIZE).ok_or(Stage2Error::OutOfMemory)?;
+                // Its zeros must be visible before a walker can reach them.
+                memory.publish();
+                memory.store(self.at, Descriptor::table(table).0);
+                table
+            }
+        };
+        Ok(Self::in_table(table, self.level + 1, address))
+    }
+
+    /// Replaces a block that leads to `pa` by a table that maps the same.
+    fn split<M: Memory>(
+        self,
+        memory: &M,
+        frames: &mut dyn Frames,
+        format: Format,
+        pa: Pa,
+        attributes: Attributes,
+    ) -> Result<(), Stage2Error> {
+        let table = frames.allocate(PAGE_SIZE).ok_or(Stage2Error::OutOfMemory)?;
+        let level = self.level + 1;
+        for index in 0..ENTRIES {
+            let part = Descriptor::leaf(format, level, pa.add(index * span(level)), attributes);
+            memory.store(table.add(index * 8), part.0);
+        }
+        memory.publish();
+        memory.store(self.at, Descriptor::table(table).0);
+        Ok(())
+    }
+}
+
+/// Gives back every table below one of `entries` entries at `level`. At most three levels deep.
+fn release_below<M: Memory>(
+    memory: &M,
+    frames: &mut dyn Frames,
+    table: Pa,
+    entries: u64,
+    level: u8,
+) {
+    for index in 0..entries {
+        let slot = Slot { at: table.add(index * 8), level };
+        if let Entry::Table { at, borrowed: false } = slot.read(memory) {
+            release_below(memory, frames, at, ENTRIES, level + 1);
+            frames.release(at, PAGE_SIZE);
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! What is known of each stream: whose it is, in which state, and what its device tried.
+
+use heapless::{HistoryBuf, Vec};
+
+use crate::addr::{Iova, Pa, StreamId, VmIndex, Vmid};
+use crate::device::Budgets;
+use crate::error::HostError;
+use crate::event::{Event, Kind};
+use crate::stage2::{Format, Stage2};
+
+/// The most streams of one SMMU.
+pub const MAX_STREAMS: usize = 64;
+/// How many state changes of a stream are remembered.
+pub const MAX_HISTORY: usize = 64;
+
+/// What the physical stream table says of a stream (C2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Everything aborts, silently.
+    Abort,
+    /// Everything aborts, and is recorded: stage 2 on a table without any mapping.
+    Watch,
+    /// Stage 2 of its VM only.
+    Stage2,
+}
+
+impl State {
+    /// Whether anything can get through.
+    pub const fn is_open(self) -> bool {
+        match self {
+            Self::Abort | Self::Watch => false,
+            Self::Stage2 => true,
+        }
+    }
+}
+
+/// A state that a stream entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// The state.
+    pub state: State,
+    /// How many `CMD_CFGI_STE` for this stream had been issued when the state could first be seen: for a
+    /// closing state including the one that makes it certain, for any other without it.
+    pub cfgi: u32,
+}
+
+/// The stage 2 that a stream is bound to, and the tag of its translations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage2Binding {
+    pub(crate) root: Pa,
+    pub(crate) format: Format,
+    pub(crate) vmid: Vmid,
+}
+
+impl Stage2Binding {
+    /// Binds to `tables` under `vmid`.
+    pub fn new(tables: &Stage2, vmid: Vmid) -> Self {
+        Self { root: tables.root(), format: tables.format(), vmid }
+    }
+}
+
+/// DMA that arrived while the stream was watched: after its owner was gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stopped {
+    /// How many refused transactions were recorded.
+    pub count: u64,
+    /// The address of the first one that had one.
+    pub first: Option<Iova>,
+    /// Whether that one was a write.
+    pub write: Option<bool>,
+    /// Whether the stream went silent because its budget was spent.
+    pub silenced: bool,
+}
+
+/// What an event means for the stream it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nothing.
+    Keep,
+    /// It is above its budget: stop recording its faults for a while (C7).
+    Mute,
+    /// Its watch budget is spent: no more records (C6).
+    Silence,
+}
+
+/// One stream.
+#[derive(Debug)]
+pub struct Stream {
+    sid: StreamId,
+    /// Where its STE is.
+    pub(crate) entry: Pa,
+    owner: Option<VmIndex>,
+    state: State,
+    /// What it is bound to while it is open.
+    pub(crate) binding: Option<Stage2Binding>,
+    cfgi: u32,
+    transitions: u32,
+    history: HistoryBuf<Transition, MAX_HISTORY>,
+    faults: [u64; Kind::COUNT],
+    armed_at_close: bool,
+    stopped: Stopped,
+    /// Records with a smaller sequence number are a former owner's.
+    owned_from: u64,
+    /// Records with a smaller sequence number are from before the watch.
+    watched_from: u64,
+    /// How many records the current watch may still have.
+    watch_left: u32,
+    window_start_us: u64,
+    window_events: u32,
+    /// When recording is to be switched on again.
+    muted_until_us: Option<u64>,
+    mutes: u32,
+}
+
+impl Stream {
+    fn new(sid: StreamId, entry: Pa, owner: Option<VmIndex>, owned_from: u64) -> Self {
+        Self {
+            sid,
+            entry,
+            owner,
+            state: State::Abort,
+            binding: None,
+            cfgi: 0,
+            transitions: 0,
+            history: HistoryBuf::new(),
+            faults: [0; Kind::COUNT],
+            armed_at_close: false,
+            stopped: Stopped::default(),
+            owned_from,
+            watched_from: 0,
+            watch_left: 0,
+            window_start_us: 0,
+            window_events: 0,
+            muted_until_us: None,
+            mutes: 0,
+        }
+    }
+
+    /// Its StreamID.
+    pub fn sid(&self) -> StreamId {
+        self.sid
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> Option<VmIndex> {
+        self.owner
+    }
+
+    /// Its state now.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// How often its state changed.
+    pub fn transitions(&self) -> u32 {
+        self.transitions
+    }
+
+    /// The last [`MAX_HISTORY`] changes, oldest first. Before the first, the state was *abort*.
+    pub fn history(&self) -> impl Iterator<Item = Transition> + '_ {
+        self.history.oldest_ordered().copied()
+    }
+
+    /// How many `CMD_CFGI_STE` were issued for it.
+    pub fn cfgi(&self) -> u32 {
+        self.cfgi
+    }
+
+    /// How many events of each kind were recorded for it, without those never seen.
+    pub fn faults(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Kind::NAMES.iter().copied().zip(self.faults).filter(|(_, count)| *count != 0)
+    }
+
+    /// Whether its function could still do DMA when its owner went.
+    pub fn armed_at_close(&self) -> bool {
+        self.armed_at_close
+    }
+
+    /// Whether its faults go unrecorded at the moment.
+    pub fn is_muted(&self) -> bool {
+        self.muted_until_us.is_some()
+    }
+
+    /// How often its faults were too many to record them all.
+    pub fn mutes(&self) -> u32 {
+        self.mutes
+    }
+
+    /// What its function tried after its owner went, over all watches.
+    pub fn stopped_after_teardown(&self) -> Stopped {
+        self.stopped
+    }
+
+    /// Says that its function could still do DMA when its owner went.
+    pub fn set_armed_at_close(&mut self) {
+        self.armed_at_close = true;
+    }
+
+    /// Hands it over; records before number `owned_from` are the former owner's, and so nobody's.
+    pub(crate) fn set_owner(&mut self, owner: Option<VmIndex>, owned_from: u64) {
+        self.owner = owner;
+        self.owned_from = owned_from;
+    }
+
+    /// Counts a `CMD_CFGI_STE`.
+    pub(crate) fn count_cfgi(&mut self) {
+        self.cfgi += 1;
+    }
+
+    /// Enters a state that could first be seen after `cfgi` commands.
+    pub(crate) fn enter(&mut self, state: State, cfgi: u32) {
+        self.state = state;
+        self.transitions += 1;
+        self.history.write(Transition { state, cfgi });
+        self.muted_until_us = None;
+        self.window_events = 0;
+    }
+
+    /// Allows the watch that begins with record number `from` its budget.
+    pub(crate) fn start_watch(&mut self, from: u64, budget: u32) {
+        self.watched_from = from;
+        self.watch_left = budget;
+    }
+
+    /// Its STE has stopped recording faults until a time, or records them again.
+    pub(crate) fn set_muted(&mut self, until_us: Option<u64>) {
+        self.muted_until_us = until_us;
+        self.mutes += u32::from(until_us.is_some());
+    }
+
+    pub(crate) fn is_mute_over(&self, now_us: u64) -> bool {
+        self.muted_until_us.is_some_and(|until_us| until_us <= now_us)
+    }
+
+    pub(crate) fn set_silenced(&mut self) {
+        self.stopped.silenced = true;
+    }
+
+    /// Accounts for record number `sequence`, taken at `now_us`. Returns whose it is and what follows.
+    pub(crate) fn record(
+        &mut self,
+        event: &Event,
+        sequence: u64,
+        now_us: u64,
+        budgets: &Budgets,
+    ) -> (Option<VmIndex>, Verdict) {
+        if sequence < self.owned_from {
+            return (None, Verdict::Keep);
+        }
+        self.faults[event.kind.index()] += 1;
+        let verdict = match self.state {
+            State::Watch if sequence >= self.watched_from => self.record_stopped(event),
+            State::Stage2 => self.record_live(now_us, budgets),
+            _ => Verdict::Keep,
+        };
+        (self.owner, verdict)
+    }
+
+    fn record_stopped(&mut self, event: &Event) -> Verdict {
+        self.stopped.count += 1;
+        if let (None, Some(input)) = (self.stopped.first, event.input) {
+            self.stopped.first = Some(input.address);
+            self.stopped.write = Some(input.write);
+        }
+        self.watch_left = self.watch_left.saturating_sub(1);
+        if self.watch_left == 0 { Verdict::Silence } else { Verdict::Keep }
+    }
+
+    fn record_live(&mut self, now_us: u64, budgets: &Budgets) -> Verdict {
+        if now_us.saturating_sub(self.window_start_us) >= budgets.window_us {
+            self.window_start_us = now_us;
+            self.window_events = 0;
+        }
+        self.window_events = self.window_events.saturating_add(1);
+        if self.window_events > budgets.live_events && !self.is_muted() {
+            Verdict::Mute
+        } else {
+            Verdict::Keep
+        }
+    }
+}
+
+/// All streams that were ever attached to one SMMU.
+///
+/// It is large, and so lives where the caller puts it rather than inside the driver.
+#[derive(Debug, Default)]
+pub struct Streams(Vec<Stream, MAX_STREAMS>);
+
+impl Streams {
+    /// None.
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    pub(crate) fn iter(&self) -> core::slice::Iter<'_, Stream> {
+        self.0.iter()
+    }
+
+    pub(crate) fn find(&mut self, sid: StreamId) -> Option<&mut Stream> {
+        self.0.iter_mut().find(|stream| stream.sid == sid)
+    }
+
+    pub(crate) fn get(&mut self, sid: StreamId) -> Result<&mut Stream, HostError> {
+        self.find(sid).ok_or(HostError::UnknownStream(sid))
+    }
+
+    /// Adds a stream in *abort*.
+    pub(crate) fn add(
+        &mut self,
+        sid: StreamId,
+        entry: Pa,
+        owner: Option<VmIndex>,
+        owned_from: u64,
+    ) -> Result<&mut Stream, HostError> {
+        self.0
+            .push(Stream::new(sid, entry, owner, owned_from))
+            .map_err(|_| HostError::TooManyStreams)?;
+        self.get(sid)
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.is_full()
+    }
+}

@@ -1,0 +1,112 @@
+//! Closing streams, and the proof of it.
+
+use crate::addr::{StreamId, VmIndex, Vmid};
+use crate::cmd::Command;
+use crate::device::Smmu;
+use crate::error::HostError;
+use crate::plan::Plan;
+use crate::ports::Hardware;
+use crate::ste::Ste;
+use crate::streams::{State, Stream};
+
+/// Proof that no stream of a VM is open, and that the SMMU has forgotten all of the VM's translations:
+/// only a completed `CMD_SYNC` makes one (C3).
+///
+/// It says nothing about devices that fetched or mapped a buffer before: they are quiesced as well before
+/// memory is reused.
+#[derive(Debug)]
+#[must_use = "without it nothing of the VM can be freed"]
+pub struct Closed {
+    owner: VmIndex,
+    vmid: Vmid,
+}
+
+impl Closed {
+    /// Whose streams are closed.
+    pub fn owner(&self) -> VmIndex {
+        self.owner
+    }
+
+    /// Whose translations are gone.
+    pub fn vmid(&self) -> Vmid {
+        self.vmid
+    }
+}
+
+impl<H: Hardware> Smmu<'_, H> {
+    /// Closes every stream of `owner`, whose translations are tagged `vmid`: afterwards they are in
+    /// *abort*, and none of its transactions is under way inside the SMMU.
+    ///
+    /// # Errors
+    ///
+    /// A failure of the hardware: then nothing is proven, and nothing may be reused (C3).
+    pub fn close(&mut self, owner: VmIndex, vmid: Vmid) -> Result<Closed, HostError> {
+        let plan = Plan::close(&Ste::Abort.encode());
+        let (until_sync, after_sync) = plan.around_sync();
+        self.each_open(owner, |smmu, sid| smmu.run(sid, until_sync))?;
+        self.commands.push(&self.hw, Command::TlbiS12Vmall { vmid })?;
+        self.commands.sync(&self.hw)?;
+        self.each_open(owner, |smmu, sid| {
+            smmu.run(sid, after_sync)?;
+            smmu.enter_abort(sid)
+        })?;
+        Ok(Closed { owner, vmid })
+    }
+
+    /// Records what the device of a closed stream still tries, until its budget is spent.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError::UnknownStream`], [`HostError::StreamOpen`], or a failure of the hardware.
+    pub fn watch(&mut self, sid: StreamId) -> Result<(), HostError> {
+        match self.streams.get(sid)?.state() {
+            State::Abort => {}
+            State::Watch => return Ok(()),
+            State::Stage2 => return Err(HostError::StreamOpen(sid)),
+        }
+        // What was refused before the close is in the queue by now, and is not late.
+        let from = self.events.frontier(&self.hw);
+        let budget = self.watch_budget();
+        self.streams.get(sid)?.start_watch(from, budget);
+        self.open(sid, self.watch_binding(), State::Watch)
+    }
+
+    /// Ends the watch of a stream: it aborts without a word.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError::UnknownStream`], [`HostError::StreamOpen`], or a failure of the hardware.
+    pub fn silence(&mut self, sid: StreamId) -> Result<(), HostError> {
+        match self.streams.get(sid)?.state() {
+            State::Abort => return Ok(()),
+            State::Watch => {}
+            State::Stage2 => return Err(HostError::StreamOpen(sid)),
+        }
+        self.run(sid, Plan::close(&Ste::Abort.encode()).steps())?;
+        self.enter_abort(sid)
+    }
+
+    fn enter_abort(&mut self, sid: StreamId) -> Result<(), HostError> {
+        let stream = self.streams.get(sid)?;
+        stream.binding = None;
+        stream.enter(State::Abort, stream.cfgi());
+        Ok(())
+    }
+
+    /// Does something with each open stream of `owner`.
+    fn each_open(
+        &mut self,
+        owner: VmIndex,
+        mut act: impl FnMut(&mut Self, StreamId) -> Result<(), HostError>,
+    ) -> Result<(), HostError> {
+        for index in 0..self.streams.iter().len() {
+            let open = |stream: &Stream| stream.owner() == Some(owner) && stream.state().is_open();
+            if let Some(sid) =
+                self.streams.iter().nth(index).filter(|stream| open(stream)).map(Stream::sid)
+            {
+                act(self, sid)?;
+            }
+        }
+        Ok(())
+    }
+}
