@@ -13,6 +13,8 @@ pub mod device;
 pub mod exit;
 pub mod kernel;
 pub mod linux;
+pub mod manifest;
 pub mod setup;
 pub mod size;
 pub mod slots;
+pub mod vm;

@@ -8,10 +8,23 @@
 //!
 //! Every function that can fail returns [`Missing`], which says what is missing, why, and what to do next.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+
+mod apt;
+mod cache;
+mod debian;
+mod progress;
+mod qemu;
+mod rust;
+mod sources;
+mod system;
+
+pub use debian::{Flavor, Kernel};
+pub use qemu::{Qemu, Version};
+pub use rust::Target;
+
+use cache::Cache;
 
 /// What the user chose about set-up.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +35,18 @@ pub struct Options {
     pub quiet: bool,
     /// Cache folder to use instead of the one the environment names.
     pub cache: Option<PathBuf>,
+}
+
+impl Options {
+    /// Says what is wrong with the options themselves, before anything is looked for.
+    pub fn validate(&self) -> Result<(), String> {
+        match &self.mirror {
+            Some(mirror) if !sources::valid_uri(mirror) => Err(format!(
+                "--mirror {mirror:?} is not a URI such as apt's sources have, scheme://host/path"
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A prerequisite that is not there and could not be had.
@@ -43,80 +68,17 @@ impl fmt::Display for Missing {
 
 impl std::error::Error for Missing {}
 
-/// A QEMU release.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version(pub u32, pub u32, pub u32);
-
-/// A usable `qemu-system-aarch64`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Qemu {
-    /// The program.
-    pub program: PathBuf,
-    /// Environment it needs: where its libraries and modules are, when they are in the cache.
-    pub environment: Vec<(String, OsString)>,
-    /// Folders with its ROMs, to be passed with `-L`.
-    pub data: Vec<PathBuf>,
-    /// Its release.
-    pub version: Version,
+/// A prerequisite, and what the user can do when set-up cannot get it.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    what: &'static str,
+    how: &'static str,
 }
 
-impl Qemu {
-    /// A command that runs it; the caller adds the machine.
-    pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
-        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        for folder in &self.data {
-            command.arg("-L").arg(folder);
-        }
-        command
+impl Wanted {
+    fn missing(self, why: String) -> Missing {
+        Missing { what: self.what.into(), why, how: self.how.into() }
     }
-}
-
-/// How to build for the bare-metal target.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// The target triple.
-    pub triple: &'static str,
-    /// Whether `core` has to be built from `rust-src`, because the target's own is not installed.
-    pub build_std: bool,
-}
-
-impl Target {
-    /// Adds what `cargo build` needs to build for this target.
-    pub fn apply(&self, cargo: &mut Command) {
-        cargo.args(["--target", self.triple]);
-        if self.build_std {
-            // Building `core` is a nightly feature of cargo; with the same version's sources it is the same `core`.
-            cargo.args(["-Zbuild-std=core", "-Zbuild-std-features=compiler-builtins-mem"]);
-            cargo.env("RUSTC_BOOTSTRAP", "1");
-        }
-    }
-}
-
-/// A Debian arm64 kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Flavor {
-    /// 6.1, the small build for virtual machines.
-    Cloud6_1,
-    /// 6.12, the small build for virtual machines.
-    Cloud6_12,
-    /// 6.1, the build for all machines: drivers for every device QEMU has.
-    Standard6_1,
-    /// 6.12, the build for all machines: drivers for every device QEMU has.
-    Standard6_12,
-}
-
-/// A kernel package, unpacked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kernel {
-    /// The image as Debian ships it: an arm64 Image, gzip or EFI zboot.
-    pub image: PathBuf,
-    /// The folder with its modules, `.../lib/modules/<version>`.
-    pub modules: PathBuf,
-    /// Its build configuration.
-    pub config: PathBuf,
-    /// Its release as `uname -r` prints it.
-    pub version: String,
 }
 
 /// What a run needs.
@@ -156,40 +118,124 @@ pub struct Item {
     pub state: State,
 }
 
-fn not_here(what: &str) -> Missing {
-    Missing {
-        what: what.into(),
-        why: "set-up cannot fetch it".into(),
-        how: "install it by hand".into(),
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.state {
+            State::Present { place, version } => {
+                write!(f, "ok       {:<40} {version}  {place}", self.what)
+            }
+            State::Missing { how } => write!(f, "missing  {:<40} {how}", self.what),
+        }
     }
 }
 
 /// Reports which of `needs` are there; changes and fetches nothing.
-pub fn check(_needs: &Needs, _options: &Options) -> Vec<Item> {
-    Vec::new()
+pub fn check(needs: &Needs, options: &Options) -> Vec<Item> {
+    let cache = Cache::open(options).ok();
+    let fetch = "`cargo xtask setup` fetches it";
+    let item = |what: &str, found: Option<(String, String)>| Item {
+        what: what.into(),
+        state: match found {
+            Some((place, version)) => State::Present { place, version },
+            None => State::Missing { how: fetch.into() },
+        },
+    };
+    let mut items = Vec::new();
+    if needs.rust_target {
+        let found = rust::Toolchain::find().ok().and_then(|toolchain| {
+            let how =
+                if toolchain.target()?.build_std { "built from rust-src" } else { "installed" };
+            Some((toolchain.place().display().to_string(), format!("{}, {how}", toolchain.version)))
+        });
+        items.push(item(&format!("Rust target {}", rust::TRIPLE), found));
+    }
+    if needs.qemu {
+        let found = cache.as_ref().and_then(qemu::present);
+        let found =
+            found.map(|qemu| (qemu.program.display().to_string(), qemu.version.to_string()));
+        items.push(item(&format!("{} >= {}", qemu::PROGRAM, qemu::WANTED), found));
+    }
+    if let Some(flavor) = needs.linux {
+        let found = cache.as_ref().and_then(|cache| debian::present(cache, flavor));
+        let found = found.map(|kernel| (kernel.image.display().to_string(), kernel.version));
+        items.push(item(&format!("Debian arm64 kernel {flavor}"), found));
+        let found = cache.as_ref().and_then(debian::present_busybox);
+        items.push(item("Debian arm64 busybox-static", found));
+    }
+    items
 }
 
-/// Finds `explicit`, a QEMU >= 9.1 on the search path, or one in the cache, which is fetched if need be.
-pub fn ensure_qemu(_options: &Options, _explicit: Option<&Path>) -> Result<Qemu, Missing> {
-    Err(not_here("QEMU >= 9.1"))
+/// Gets everything in `needs`; stops at the first that cannot be had.
+pub fn ensure(needs: &Needs, options: &Options) -> Result<(), Missing> {
+    if needs.rust_target {
+        ensure_rust_target(options)?;
+    }
+    if needs.qemu {
+        ensure_qemu(options, None)?;
+    }
+    if let Some(flavor) = needs.linux {
+        ensure_linux(options, flavor)?;
+        ensure_busybox(options)?;
+    }
+    Ok(())
 }
 
-/// Finds the Rust target of the bare-metal images, adding it through rustup if need be.
-pub fn ensure_rust_target(_options: &Options) -> Result<Target, Missing> {
-    Err(not_here("the Rust target"))
+/// Finds `explicit` (at least 8.1), a QEMU of at least 9.1 on the search path, or one in the cache, which is fetched
+/// if need be.
+pub fn ensure_qemu(options: &Options, explicit: Option<&Path>) -> Result<Qemu, Missing> {
+    qemu::ensure(options, explicit)
+}
+
+/// Finds the Rust target of the bare-metal images, adding it or the compiler's sources through rustup if need be.
+pub fn ensure_rust_target(options: &Options) -> Result<Target, Missing> {
+    rust::ensure(options)
 }
 
 /// Finds a guest kernel in the cache, which is fetched if need be.
-pub fn ensure_linux(_options: &Options, _flavor: Flavor) -> Result<Kernel, Missing> {
-    Err(not_here("the guest kernel"))
+pub fn ensure_linux(options: &Options, flavor: Flavor) -> Result<Kernel, Missing> {
+    debian::ensure_linux(options, flavor)
 }
 
-/// Finds an unpacked package of Debian's in the cache, which is fetched if need be; returns the root of its tree.
-pub fn ensure_package(
-    _options: &Options,
-    _name: &str,
-    _suite: &str,
-    _architecture: &str,
-) -> Result<PathBuf, Missing> {
-    Err(not_here("the package"))
+/// Finds the static arm64 busybox in the cache, which is fetched if need be; returns the program.
+pub fn ensure_busybox(options: &Options) -> Result<PathBuf, Missing> {
+    debian::ensure_busybox(options)
+}
+
+/// Finds arm64 kexec-tools and the libraries they need in the cache, which are fetched if need be; returns the root
+/// of their tree.
+pub fn ensure_kexec_tools(options: &Options) -> Result<PathBuf, Missing> {
+    debian::ensure_kexec_tools(options)
+}
+
+/// Finds one unpacked arm64 package of a Debian suite in the cache, which is fetched if need be; returns the root of
+/// its tree. What it depends on does not come along.
+pub fn ensure_package(options: &Options, name: &str, suite: &str) -> Result<PathBuf, Missing> {
+    debian::ensure_package(options, name, suite)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn check_reports_an_empty_cache_and_creates_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let options = Options { cache: Some(root.path().join("cache")), ..Options::default() };
+        let needs = Needs { linux: Some(Flavor::Cloud6_1), ..Needs::default() };
+        let items = check(&needs, &options);
+        assert_eq!(items.len(), 2);
+        assert!(items.iter().all(|item| matches!(item.state, State::Missing { .. })));
+        assert!(items[0].to_string().contains("cloud-6.1"));
+        assert!(!root.path().join("cache").exists());
+    }
+
+    #[test]
+    fn a_mirror_is_checked_before_it_is_used() {
+        let with =
+            |mirror: &str| Options { mirror: Some(mirror.into()), ..Options::default() }.validate();
+        assert_eq!(with("https://mirror.example/debian"), Ok(()));
+        assert!(with("mirror.example").is_err());
+        assert!(with("http://a b").unwrap_err().contains("http://a b"));
+        assert_eq!(Options::default().validate(), Ok(()));
+    }
 }

@@ -56,12 +56,14 @@ impl Lock {
 impl Cache {
     /// Names the cache folder; creates nothing.
     pub fn open(options: &Options) -> Result<Self, Missing> {
-        let root = folder(options.cache.as_deref(), |name| std::env::var_os(name).map(PathBuf::from))
-            .ok_or_else(|| Missing {
-                what: "a cache folder".into(),
-                why: "none of PORTCULLIS_CACHE, XDG_CACHE_HOME and HOME is an absolute path".into(),
-                how: "set PORTCULLIS_CACHE to a folder of yours".into(),
-            })?;
+        let root =
+            folder(options.cache.as_deref(), |name| std::env::var_os(name).map(PathBuf::from))
+                .ok_or_else(|| Missing {
+                    what: "a cache folder".into(),
+                    why: "none of PORTCULLIS_CACHE, XDG_CACHE_HOME and HOME is an absolute path"
+                        .into(),
+                    how: "set PORTCULLIS_CACHE to a folder of yours".into(),
+                })?;
         Ok(Self { root, progress: Progress::new(options.quiet) })
     }
 
@@ -107,21 +109,28 @@ impl Cache {
                 Err(TryLockError::WouldBlock) => {}
             }
             let mut owner = String::new();
-            let owner = match file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut owner)) {
-                Ok(_) if !owner.trim().is_empty() => format!("process {}", owner.trim()),
-                _ => "another process".into(),
-            };
+            let owner =
+                match file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut owner)) {
+                    Ok(_) if !owner.trim().is_empty() => format!("process {}", owner.trim()),
+                    _ => "another process".into(),
+                };
             if start.elapsed() >= patience {
                 return Err(Missing {
                     what: "the cache folder".into(),
-                    why: format!("{owner} has held {} for {} s", path.display(), patience.as_secs()),
+                    why: format!(
+                        "{owner} has held {} for {} s",
+                        path.display(),
+                        patience.as_secs()
+                    ),
                     how: "wait until it is done, or end it, and run this again".into(),
                 });
             }
             if !announced {
                 announced = true;
-                self.progress
-                    .step(&format!("waiting for {owner}, which is changing {}", self.root.display()));
+                self.progress.step(&format!(
+                    "waiting for {owner}, which is changing {}",
+                    self.root.display()
+                ));
             }
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -237,7 +246,8 @@ mod tests {
         let all = |name: &str| Some(PathBuf::from(format!("/{name}")));
         assert_eq!(folder(Some(Path::new("/x")), all), Some("/x".into()));
         assert_eq!(folder(None, all), Some("/PORTCULLIS_CACHE".into()));
-        let without = |gone: &'static str| move |name: &str| (name != gone).then(|| PathBuf::from("/v"));
+        let without =
+            |gone: &'static str| move |name: &str| (name != gone).then(|| PathBuf::from("/v"));
         assert_eq!(folder(None, without("PORTCULLIS_CACHE")), Some("/v/portcullis".into()));
         let home = |name: &str| match name {
             "HOME" => Some(PathBuf::from("/home/u")),
@@ -297,7 +307,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let cache = cache(root.path());
         let lock = cache.lock().unwrap();
-        let mut child = std::process::Command::new("sleep").arg("600").stdin(lock.stdin()).spawn().unwrap();
+        let mut child =
+            std::process::Command::new("sleep").arg("600").stdin(lock.stdin()).spawn().unwrap();
         drop(lock);
         let held = cache.lock_within(Duration::ZERO).is_err();
         child.kill().unwrap();

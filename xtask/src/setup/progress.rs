@@ -35,8 +35,12 @@ impl Outcome {
         if !marked.is_empty() {
             return marked.join(" / ");
         }
-        let last = |text: &'_ str| text.lines().map(str::trim).rfind(|line| !line.is_empty()).map(String::from);
-        last(&self.errors).or_else(|| last(&self.output)).unwrap_or_else(|| "it gave no reason".into())
+        let last = |text: &'_ str| {
+            text.lines().map(str::trim).rfind(|line| !line.is_empty()).map(String::from)
+        };
+        last(&self.errors)
+            .or_else(|| last(&self.output))
+            .unwrap_or_else(|| "it gave no reason".into())
     }
 }
 
@@ -69,7 +73,8 @@ impl Progress {
         stdin: Stdio,
         status: impl Fn() -> String,
     ) -> std::io::Result<Outcome> {
-        let mut child = command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut child =
+            command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let output = drain(child.stdout.take());
         let errors = drain(child.stderr.take());
         let mut last = Instant::now();
@@ -108,7 +113,11 @@ mod tests {
     use super::*;
 
     fn outcome(errors: &str) -> Outcome {
-        Outcome { success: false, output: "Reading package lists...\n".into(), errors: errors.into() }
+        Outcome {
+            success: false,
+            output: "Reading package lists...\n".into(),
+            errors: errors.into(),
+        }
     }
 
     #[test]

@@ -47,9 +47,9 @@ fn parse_line(line: &str) -> Option<Source> {
     let mut signed_by = None;
     if let Some(options) = rest.strip_prefix('[') {
         let (options, after) = options.split_once(']')?;
-        signed_by = options
-            .split_whitespace()
-            .find_map(|option| option.to_ascii_lowercase().starts_with("signed-by=").then(|| option[10..].to_owned()));
+        signed_by = options.split_whitespace().find_map(|option| {
+            option.to_ascii_lowercase().starts_with("signed-by=").then(|| option[10..].to_owned())
+        });
         rest = after;
     }
     let mut words = rest.split_whitespace().map(String::from);
@@ -81,9 +81,13 @@ pub fn parse_deb822(text: &str) -> Vec<Source> {
 }
 
 fn from_stanza(stanza: &[(String, String)]) -> Option<Source> {
-    let field = |name: &str| stanza.iter().find(|field| field.0 == name).map(|field| field.1.as_str());
-    let words = |name| field(name).unwrap_or("").split_whitespace().map(String::from).collect::<Vec<_>>();
-    let disabled = field("enabled").is_some_and(|value| matches!(value.to_ascii_lowercase().as_str(), "no" | "false" | "off" | "0"));
+    let field =
+        |name: &str| stanza.iter().find(|field| field.0 == name).map(|field| field.1.as_str());
+    let words =
+        |name| field(name).unwrap_or("").split_whitespace().map(String::from).collect::<Vec<_>>();
+    let disabled = field("enabled").is_some_and(|value| {
+        matches!(value.to_ascii_lowercase().as_str(), "no" | "false" | "off" | "0")
+    });
     if disabled || !words("types").iter().any(|kind| kind == "deb") {
         return None;
     }
@@ -98,14 +102,19 @@ fn from_stanza(stanza: &[(String, String)]) -> Option<Source> {
 /// Whether `uri` can stand in apt's sources without changing what the entry means.
 pub fn valid_uri(uri: &str) -> bool {
     let scheme = uri.split(':').next().unwrap_or("");
-    let method = !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-'));
+    let method = !scheme.is_empty()
+        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-'));
     method
         && scheme != "cdrom"
         && uri.len() > scheme.len() + 1
-        && uri.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '[' | ']' | '"' | '\'' | '#' | '\\'))
+        && uri
+            .chars()
+            .all(|c| c.is_ascii_graphic() && !matches!(c, '[' | ']' | '"' | '\'' | '#' | '\\'))
 }
 
 /// The archive that holds `codename` of the distribution `owner` (`debian` or `ubuntu`).
+///
+/// An entry may also name Debian's releases by their place in its life, such as `stable`.
 ///
 /// Third parties use the same suite names, so an entry that names the distribution's keyring goes first, then one
 /// without a key whose archive is named after the distribution, then any other without a key. Entries with a key
@@ -122,7 +131,11 @@ pub fn main_archive(sources: &[Source], codename: &str, owner: &str) -> Option<S
     };
     let mut best: Option<(u32, &str)> = None;
     for source in sources {
-        let named = source.suites.iter().any(|suite| suite.trim_end_matches('/') == codename);
+        let named = source.suites.iter().any(|suite| {
+            let alias = owner == "debian"
+                && matches!(suite.as_str(), "stable" | "oldstable" | "testing" | "unstable");
+            suite == codename || alias
+        });
         if !named || !source.components.iter().any(|component| component == "main") {
             continue;
         }
@@ -187,9 +200,15 @@ Signed-By:
         assert_eq!(sources[0].uris, ["http://mirror.example/debian"]);
         assert_eq!(sources[0].suites, ["bookworm", "bookworm-updates"]);
         assert_eq!(sources[0].components, ["main", "contrib"]);
-        assert_eq!(sources[0].signed_by.as_deref(), Some("/usr/share/keyrings/debian-archive-keyring.gpg"));
+        assert_eq!(
+            sources[0].signed_by.as_deref(),
+            Some("/usr/share/keyrings/debian-archive-keyring.gpg")
+        );
         assert!(sources[1].signed_by.as_deref().unwrap().contains("BEGIN PGP"));
-        assert_eq!(main_archive(&sources, "trixie", "debian").as_deref(), Some("http://key.example/debian"));
+        assert_eq!(
+            main_archive(&sources, "trixie", "debian").as_deref(),
+            Some("http://key.example/debian")
+        );
     }
 
     #[test]
@@ -217,9 +236,21 @@ Signed-By:
         assert_eq!(choose(text).as_deref(), Some("http://plain.example/mirror"));
         let text = format!("{text}deb http://near.example/debian/ bookworm main\n");
         assert_eq!(choose(&text).as_deref(), Some("http://near.example/debian/"));
-        let text = format!("{text}deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://x.example bookworm main\n");
+        let text = format!(
+            "{text}deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://x.example bookworm main\n"
+        );
         assert_eq!(choose(&text).as_deref(), Some("http://x.example"));
         assert_eq!(main_archive(&parse_list(&text), "trixie", "debian"), None);
+    }
+
+    #[test]
+    fn a_release_may_be_named_by_its_place() {
+        let sources = parse_list("deb http://a.example/debian stable main\n");
+        assert_eq!(
+            main_archive(&sources, "trixie", "debian").as_deref(),
+            Some("http://a.example/debian")
+        );
+        assert_eq!(main_archive(&sources, "noble", "ubuntu"), None);
     }
 
     #[test]
@@ -232,7 +263,16 @@ Signed-By:
 
     #[test]
     fn uris_that_would_change_the_entry_are_refused() {
-        for bad in ["", "http", "http:", "://x", "http://a b", "http://a\nTrusted: yes", "http://[x]", "cdrom://x"] {
+        for bad in [
+            "",
+            "http",
+            "http:",
+            "://x",
+            "http://a b",
+            "http://a\nTrusted: yes",
+            "http://[x]",
+            "cdrom://x",
+        ] {
             assert!(!valid_uri(bad), "{bad:?}");
         }
     }
@@ -243,7 +283,8 @@ Signed-By:
         fs::create_dir(root.path().join("sources.list.d")).unwrap();
         fs::write(root.path().join("sources.list"), "deb http://a bookworm main\n").unwrap();
         fs::write(root.path().join("sources.list.d/b.sources"), DEB822).unwrap();
-        fs::write(root.path().join("sources.list.d/c.list.bak"), "deb http://c bookworm main\n").unwrap();
+        fs::write(root.path().join("sources.list.d/c.list.bak"), "deb http://c bookworm main\n")
+            .unwrap();
         assert_eq!(read(root.path()).len(), 3);
         assert!(read(&root.path().join("absent")).is_empty());
     }

@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use super::Missing;
 use super::sources::{self, Source};
 
 /// What `/etc/os-release` says.
@@ -88,9 +87,11 @@ impl System {
                 ("main", DEBIAN_KEYRING, vec![codename.to_owned(), format!("{codename}-backports")])
             }
             "debian" => ("main", DEBIAN_KEYRING, vec![codename.to_owned()]),
-            "ubuntu" => {
-                ("main universe", UBUNTU_KEYRING, vec![codename.to_owned(), format!("{codename}-updates")])
-            }
+            "ubuntu" => (
+                "main universe",
+                UBUNTU_KEYRING,
+                vec![codename.to_owned(), format!("{codename}-updates")],
+            ),
             _ => return Err(format!("{pretty} is neither Debian nor Ubuntu")),
         };
         // A mirror given by the user is one of Debian's.
@@ -102,27 +103,39 @@ impl System {
     /// Debian's archive with one suite, for packages that are not run on this system, or why there is none.
     pub fn debian_archive(&self, mirror: Option<&str>, suite: &str) -> Result<Archive, String> {
         let uri = self.choose(mirror, &self.release.codename, DEBIAN_KEYRING)?;
-        Ok(Archive { uri, suites: vec![suite.to_owned()], components: "main", keyring: DEBIAN_KEYRING })
+        Ok(Archive {
+            uri,
+            suites: vec![suite.to_owned()],
+            components: "main",
+            keyring: DEBIAN_KEYRING,
+        })
     }
 
-    fn choose(&self, mirror: Option<&str>, codename: &str, keyring: &str) -> Result<String, String> {
+    fn choose(
+        &self,
+        mirror: Option<&str>,
+        codename: &str,
+        keyring: &str,
+    ) -> Result<String, String> {
         let owner = if keyring == DEBIAN_KEYRING { "debian" } else { "ubuntu" };
         match mirror {
-            Some(mirror) => sources::valid_uri(mirror)
-                .then(|| mirror.to_owned())
-                .ok_or_else(|| format!("--mirror {mirror:?} is not a URI such as apt's sources have")),
-            None if self.release.id != owner => {
-                Err(format!("{} has no archive of {owner}'s in its apt sources", self.release.pretty))
+            Some(mirror) => {
+                sources::valid_uri(mirror).then(|| mirror.to_owned()).ok_or_else(|| {
+                    format!("--mirror {mirror:?} is not a URI such as apt's sources have")
+                })
             }
-            None => sources::main_archive(&self.sources, codename, owner)
-                .ok_or_else(|| format!("no entry in the apt sources of {} has {codename} main", self.release.pretty)),
+            None if self.release.id != owner => Err(format!(
+                "{} has no archive of {owner}'s in its apt sources",
+                self.release.pretty
+            )),
+            None => sources::main_archive(&self.sources, codename, owner).ok_or_else(|| {
+                format!(
+                    "no entry in the apt sources of {} has {codename} main",
+                    self.release.pretty
+                )
+            }),
         }
     }
-}
-
-/// The error of a system that cannot fetch `what` by itself.
-pub fn unsupported(what: &str, why: String, how: &str) -> Missing {
-    Missing { what: what.into(), why, how: how.into() }
 }
 
 #[cfg(test)]
@@ -131,9 +144,9 @@ mod tests {
 
     const BOOKWORM: &str = "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nVERSION_ID=\"12\"\n\
                             VERSION_CODENAME=bookworm\nID=debian\n";
-    const TRIXIE: &str = "PRETTY_NAME=\"Debian GNU/Linux 13 (trixie)\"\nVERSION_CODENAME=trixie\nID=debian\n";
-    const NOBLE: &str =
-        "PRETTY_NAME=\"Ubuntu 24.04.3 LTS\"\nID=ubuntu\nID_LIKE=debian\nVERSION_CODENAME=noble\nUBUNTU_CODENAME=noble\n";
+    const TRIXIE: &str =
+        "PRETTY_NAME=\"Debian GNU/Linux 13 (trixie)\"\nVERSION_CODENAME=trixie\nID=debian\n";
+    const NOBLE: &str = "PRETTY_NAME=\"Ubuntu 24.04.3 LTS\"\nID=ubuntu\nID_LIKE=debian\nVERSION_CODENAME=noble\nUBUNTU_CODENAME=noble\n";
 
     fn system(release: &str, list: &str) -> System {
         System { release: Release::parse(release), sources: sources::parse_list(list) }
@@ -145,7 +158,10 @@ mod tests {
         assert_eq!((release.id.as_str(), release.codename.as_str()), ("debian", "bookworm"));
         assert_eq!(release.pretty, "Debian GNU/Linux 12 (bookworm)");
         let bare = Release::parse("ID='alpine'\n");
-        assert_eq!((bare.id.as_str(), bare.codename.as_str(), bare.pretty.as_str()), ("alpine", "", "alpine"));
+        assert_eq!(
+            (bare.id.as_str(), bare.codename.as_str(), bare.pretty.as_str()),
+            ("alpine", "", "alpine")
+        );
     }
 
     #[test]
@@ -162,19 +178,33 @@ mod tests {
     fn a_mirror_replaces_debian_and_only_debian() {
         let debian = system(BOOKWORM, "");
         assert!(debian.host_archive(None).unwrap_err().contains("bookworm main"));
-        assert_eq!(debian.host_archive(Some("https://m.example/d")).unwrap().uri, "https://m.example/d");
-        assert!(debian.host_archive(Some("https://m.example/d d")).unwrap_err().contains("--mirror"));
+        assert_eq!(
+            debian.host_archive(Some("https://m.example/d")).unwrap().uri,
+            "https://m.example/d"
+        );
+        assert!(
+            debian.host_archive(Some("https://m.example/d d")).unwrap_err().contains("--mirror")
+        );
         let ubuntu = system(NOBLE, "deb http://archive.example/ubuntu noble main universe\n");
         let host = ubuntu.host_archive(Some("https://m.example/d")).unwrap();
-        assert_eq!((host.uri.as_str(), host.keyring), ("http://archive.example/ubuntu", UBUNTU_KEYRING));
-        assert_eq!(ubuntu.debian_archive(Some("https://m.example/d"), "bookworm").unwrap().keyring, DEBIAN_KEYRING);
+        assert_eq!(
+            (host.uri.as_str(), host.keyring),
+            ("http://archive.example/ubuntu", UBUNTU_KEYRING)
+        );
+        assert_eq!(
+            ubuntu.debian_archive(Some("https://m.example/d"), "bookworm").unwrap().keyring,
+            DEBIAN_KEYRING
+        );
         assert!(ubuntu.debian_archive(None, "bookworm").unwrap_err().contains("debian"));
     }
 
     #[test]
     fn other_systems_are_refused_by_name() {
-        let error = system("ID=fedora\nPRETTY_NAME=\"Fedora 43\"\nVERSION_CODENAME=x\n", "").host_archive(None);
+        let error = system("ID=fedora\nPRETTY_NAME=\"Fedora 43\"\nVERSION_CODENAME=x\n", "")
+            .host_archive(None);
         assert!(error.unwrap_err().contains("Fedora 43"));
-        assert!(system("ID=debian\n", "").host_archive(None).unwrap_err().contains("VERSION_CODENAME"));
+        assert!(
+            system("ID=debian\n", "").host_archive(None).unwrap_err().contains("VERSION_CODENAME")
+        );
     }
 }
