@@ -148,10 +148,7 @@ impl<'a> Apt<'a> {
         folder: &Path,
     ) -> Result<(), Missing> {
         let total = packages.iter().map(|package| package.size).sum();
-        let count = match packages.len() {
-            1 => "1 package".into(),
-            count => format!("{count} packages"),
-        };
+        let count = plural(packages.len(), "package");
         self.cache.progress().step(&format!("downloading {title} ({count}, {})", megabytes(total)));
         fs::create_dir_all(folder).map_err(|error| self.cache.unusable(&error))?;
         let names = packages.iter().map(|package| format!("{}={}", package.name, package.version));
@@ -171,7 +168,7 @@ impl<'a> Apt<'a> {
             .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
             .collect();
         files.sort();
-        self.cache.progress().step(&format!("unpacking {} packages", files.len()));
+        self.cache.progress().step(&format!("unpacking {}", plural(files.len(), "package")));
         for file in files {
             self.run(Command::new("dpkg-deb").arg("--extract").arg(&file).arg(tree), || {
                 "unpacking".into()
@@ -298,6 +295,10 @@ fn bytes_in(folder: &Path) -> u64 {
             Err(_) => 0,
         })
         .sum()
+}
+
+fn plural(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 fn megabytes(bytes: u64) -> String {

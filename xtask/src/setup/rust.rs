@@ -48,8 +48,8 @@ impl Toolchain {
     /// Asks the compiler that cargo uses.
     pub fn find() -> Result<Self, Missing> {
         let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-        let ask = |argument: &str, value: &str| {
-            let output = Command::new(&rustc).args([argument, value]).stdin(Stdio::null()).output();
+        let ask = |arguments: &[&str]| {
+            let output = Command::new(&rustc).args(arguments).stdin(Stdio::null()).output();
             match output {
                 Ok(output) if output.status.success() => {
                     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
@@ -58,8 +58,8 @@ impl Toolchain {
                 Err(error) => Err(error.to_string()),
             }
         };
-        let answer = ask("--print", "sysroot")
-            .and_then(|sysroot| Ok((sysroot, ask("--version", "--quiet")?)));
+        let answer =
+            ask(&["--print", "sysroot"]).and_then(|sysroot| Ok((sysroot, ask(&["--version"])?)));
         let (sysroot, version) = answer.map_err(|error| {
             MISSING.missing(format!("{} does not run: {error}", Path::new(&rustc).display()))
         })?;

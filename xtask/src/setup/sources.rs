@@ -95,7 +95,10 @@ fn from_stanza(stanza: &[(String, String)]) -> Option<Source> {
         uris: words("uris"),
         suites: words("suites"),
         components: words("components"),
-        signed_by: field("signed-by").filter(|key| !key.is_empty()).map(String::from),
+        signed_by: field("signed-by")
+            .map(str::trim)
+            .filter(|key| !key.is_empty())
+            .map(String::from),
     })
 }
 
