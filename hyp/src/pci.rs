@@ -1,1 +1,82 @@
-//! Placeholder of pci.
+//! The physical side of PCI: who is on the bus, where their registers are, and how to make them stop.
+//!
+//! Nobody numbered the buses or assigned the BARs before EL2 did, and firmware may have left devices armed.
+//! [`enumerate`] therefore silences every function before anything else, and hands out a [`Topology`] in which
+//! no function can do DMA, raise an interrupt or answer to an address that it shares with another one.
+//! [`quiesce`] is the other end of a function's life in a VM: it stops, resets and restores it.
+//!
+//! Sections without a name are those of the PCI Express Base Specification, revision 5.0.
+
+mod allocate;
+mod capability;
+mod config;
+mod enumerate;
+mod function;
+mod quiesce;
+pub(crate) mod registers;
+mod topology;
+mod virtio;
+
+pub use platform::pcie::{Bdf, Pin};
+use smmu::addr::Pa;
+
+pub use self::capability::{Capabilities, Express, Port};
+pub(crate) use self::config::Config;
+pub use self::enumerate::{PciError, enumerate};
+pub use self::function::{Bar, BarKind, Bridge, Function, Kind, Place, Unassignable};
+pub use self::quiesce::{
+    How, Quiesced, Request, ResetPolicy, Scope, bus_master_off, is_armed, quiesce,
+};
+pub(crate) use self::quiesce::{Method, reset_to_cold};
+pub(crate) use self::registers as reg;
+pub use self::topology::{MAX_FUNCTIONS, Topology};
+pub use self::virtio::{Bypass, dma_check};
+
+/// The most functions that one VM owns.
+pub const MAX_VM_FUNCTIONS: usize = 16;
+
+/// How many bytes one access moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// One byte.
+    U8,
+    /// Two bytes.
+    U16,
+    /// Four bytes.
+    U32,
+    /// Eight bytes.
+    U64,
+}
+
+impl Width {
+    /// Returns the number of bytes.
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::U8 => 1,
+            Self::U16 => 2,
+            Self::U32 => 4,
+            Self::U64 => 8,
+        }
+    }
+}
+
+/// The physical configuration space (ECAM, section 7.2.2).
+///
+/// Accesses are naturally aligned, inside the function's 4 KiB and at most [`Width::U32`] wide. They are
+/// non-posted: a write has reached the function when the call returns.
+pub trait ConfigSpace {
+    /// Reads a register of `function`; all ones if there is no such function.
+    fn read(&self, function: Bdf, offset: u16, width: Width) -> u32;
+    /// Writes a register of `function`. Bits of `value` above `width` are ignored.
+    fn write(&self, function: Bdf, offset: u16, width: Width, value: u32);
+}
+
+/// The registers of devices, where their BARs were placed.
+///
+/// Accesses are naturally aligned.
+pub trait DeviceMemory {
+    /// Reads a device's register.
+    fn load(&self, at: Pa, width: Width) -> u64;
+    /// Writes a device's register. Bits of `value` above `width` are ignored.
+    fn store(&self, at: Pa, width: Width, value: u64);
+}

@@ -1,0 +1,105 @@
+//! Whether a virtio device lets the SMMU see its DMA.
+
+use core::fmt;
+
+use super::{Config, ConfigSpace, DeviceMemory, Function, Width, reg};
+
+/// The `cfg_type` of the common configuration structure (virtio 1.2, section 4.1.4).
+const COMMON_CFG: u8 = 1;
+/// Offsets in a virtio capability.
+const CFG_TYPE: u16 = 3;
+const CFG_BAR: u16 = 4;
+const CFG_OFFSET: u16 = 8;
+const CFG_LENGTH: u16 = 12;
+/// Bytes of a virtio capability.
+pub(crate) const VIRTIO_CAPABILITY_LENGTH: u16 = 16;
+/// Offsets in the common configuration structure.
+const DEVICE_FEATURE_SELECT: u64 = 0;
+const DEVICE_FEATURE: u64 = 4;
+/// `VIRTIO_F_ACCESS_PLATFORM` (bit 33) in the second word of features.
+const ACCESS_PLATFORM: u64 = 1 << 1;
+
+/// Why the DMA of a virtio device cannot be confined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bypass {
+    /// It does not offer `VIRTIO_F_ACCESS_PLATFORM`: it uses physical addresses, whatever the SMMU says.
+    NoAccessPlatform,
+    /// It has no modern interface in a memory BAR, and a legacy device knows no such feature.
+    NoModernInterface,
+}
+
+impl fmt::Display for Bypass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoAccessPlatform => {
+                "its DMA would bypass the SMMU (no VIRTIO_F_ACCESS_PLATFORM): add iommu_platform=on"
+            }
+            Self::NoModernInterface => {
+                "its DMA would bypass the SMMU (no modern virtio interface): add disable-legacy=on,iommu_platform=on"
+            }
+        })
+    }
+}
+
+/// Checks that the SMMU sees the DMA of `function`: that it is no virtio device, or one that offers
+/// `VIRTIO_F_ACCESS_PLATFORM` (virtio 1.2, section 6.1). A driver that then does not accept the offer gets no
+/// DMA at all.
+///
+/// The function decodes its BARs, as [`super::enumerate`] leaves it.
+///
+/// # Errors
+///
+/// Why its DMA would go past the SMMU.
+pub fn dma_check<H: ConfigSpace + DeviceMemory>(
+    hardware: &H,
+    function: &Function,
+) -> Result<(), Bypass> {
+    if !function.is_virtio() {
+        return Ok(());
+    }
+    let config = Config::new(hardware, function.at);
+    let common = function
+        .capabilities
+        .vendor
+        .iter()
+        .find_map(|&offset| common_configuration(&config, function, offset))
+        .ok_or(Bypass::NoModernInterface)?;
+    hardware.store(common.add(DEVICE_FEATURE_SELECT), Width::U32, 1);
+    let features = hardware.load(common.add(DEVICE_FEATURE), Width::U32);
+    hardware.store(common.add(DEVICE_FEATURE_SELECT), Width::U32, 0);
+    // What is not there reads as all ones, and offers nothing.
+    if features & ACCESS_PLATFORM != 0 && features != u64::from(u32::MAX) {
+        Ok(())
+    } else {
+        Err(Bypass::NoAccessPlatform)
+    }
+}
+
+/// Returns where the common configuration structure is, if the capability at `offset` is about it and all of
+/// what is needed lies inside a memory BAR.
+fn common_configuration<C: ConfigSpace>(
+    config: &Config<'_, C>,
+    function: &Function,
+    offset: u16,
+) -> Option<smmu::addr::Pa> {
+    if configuration_type(config, offset)? != COMMON_CFG {
+        return None;
+    }
+    let bar = function.bars.get(usize::from(config.read8(offset + CFG_BAR)))?.as_ref()?;
+    let start = u64::from(config.read32(offset + CFG_OFFSET));
+    let length = u64::from(config.read32(offset + CFG_LENGTH));
+    let needed = DEVICE_FEATURE + Width::U32.bytes();
+    let inside = length >= needed && start + needed <= bar.size && start.is_multiple_of(4);
+    let place = bar.place.filter(|_| bar.is_memory() && inside)?;
+    place.cpu.checked_add(start)
+}
+
+/// Returns the `cfg_type` of the vendor-specific capability at `offset`, or `None` if it is too short to have one.
+pub(crate) fn configuration_type<C: ConfigSpace>(
+    config: &Config<'_, C>,
+    offset: u16,
+) -> Option<u8> {
+    let length = u16::from(config.read8(offset + reg::VENDOR_LENGTH));
+    let fits = length >= VIRTIO_CAPABILITY_LENGTH && offset + length <= reg::EXTENDED_START;
+    fits.then(|| config.read8(offset + CFG_TYPE))
+}
