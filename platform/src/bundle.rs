@@ -40,7 +40,9 @@ mod check;
 mod error;
 mod key;
 mod read;
-#[cfg(feature = "host")]
+#[cfg(test)]
+mod tests;
+#[cfg(any(test, feature = "host"))]
 mod write;
 
 use heapless::Vec;
@@ -48,7 +50,7 @@ use smmu::addr::Ipa;
 
 pub use self::error::{BundleError, ImageKind, Problem};
 pub use self::read::Bundle;
-#[cfg(feature = "host")]
+#[cfg(any(test, feature = "host"))]
 pub use self::write::write;
 use crate::pcie::Bdf;
 use crate::report::Name;

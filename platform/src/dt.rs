@@ -6,6 +6,8 @@
 mod discovery;
 mod pcie;
 mod refusal;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use heapless::{String, Vec};
@@ -261,7 +263,7 @@ impl PcieHost {
 /// What is known of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
-    /// RAM.
+    /// RAM, by address; regions do not overlap.
     pub memory: Vec<Range, MAX_MEMORY>,
     /// What of it nobody may use: the memory reservation block and `/reserved-memory`.
     pub reserved: Vec<Range, MAX_RESERVED>,

@@ -241,3 +241,127 @@ impl Builder {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use dtoolkit::fdt::{Fdt, FdtNode};
+    use dtoolkit::{Node, Property};
+
+    use super::*;
+    use crate::dt::{self, Problem, Range, Window, WindowKind};
+    use smmu::addr::Pa;
+
+    fn guest() -> Guest<'static> {
+        Guest {
+            memory: 0x2000_0000,
+            cpus: 3,
+            bootargs: "console=ttyAMA0",
+            initrd: Some((Ipa::new(0x4400_0000), 0x1234)),
+            conduit: Conduit::Smc,
+        }
+    }
+
+    /// Gives the tree what the machine of a guest lacks, so that `discover` reads everything else.
+    fn as_machine(blob: &[u8]) -> dt::Machine {
+        let mut tree = DeviceTree::from_fdt(&Fdt::new(blob).unwrap());
+        let smmu = node("smmu@9050000")
+            .with("compatible", "arm,smmu-v3")
+            .with("reg", reg(&[(Ipa::new(0x0905_0000), 0x2_0000)]))
+            .with("#iommu-cells", 1_u32)
+            .with("phandle", 99_u32)
+            .with("interrupts", Cells(vec![0, 74, 1]))
+            .with("interrupt-names", "combined");
+        tree.root.add_child(smmu.0);
+        let property = DeviceTreeProperty::new("interrupts", Cells(vec![1, 9, 4])).unwrap();
+        tree.find_node_mut("/intc@8000000").unwrap().add_property(property);
+        dt::discover(&tree.to_dtb()).unwrap()
+    }
+
+    fn node_at<'t>(blob: &'t [u8], path: &str) -> FdtNode<'t> {
+        Fdt::new(blob).unwrap().find_node(path).unwrap_or_else(|| panic!("no node {path}"))
+    }
+
+    fn range(base: Ipa, size: u64) -> Range {
+        Range { base: Pa::new(base.raw()), size }
+    }
+
+    #[test]
+    fn a_guest_reads_the_guest_map() {
+        let machine = as_machine(&generate(&guest()));
+        assert_eq!(machine.memory, [range(guest_map::RAM, 0x2000_0000)]);
+        assert_eq!(machine.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(machine.psci, Conduit::Smc);
+        assert_eq!(machine.gic.distributor, range(guest_map::GICD, guest_map::GICD_SIZE));
+        let redistributors = machine.gic.redistributors[0].range;
+        assert_eq!(redistributors, range(guest_map::GICR, 3 * guest_map::GICR_STRIDE));
+        assert!(machine.gic.its.is_empty());
+        assert_eq!(machine.timers.virtual_.intid, guest_map::TIMER_VIRTUAL);
+        assert_eq!(machine.timers.physical.intid, guest_map::TIMER_PHYSICAL);
+        assert_eq!(machine.uarts[0].range, range(guest_map::PL011, guest_map::PL011_SIZE));
+        assert_eq!(machine.uarts[0].interrupt, Some(guest_map::PL011_INTERRUPT));
+        assert_eq!(machine.bootargs, "console=ttyAMA0");
+        assert_eq!(machine.initrd, Some(range(Ipa::new(0x4400_0000), 0x1234)));
+    }
+
+    #[test]
+    fn a_guest_reads_its_pci_bus() {
+        let machine = as_machine(&generate(&guest()));
+        let [host] = &machine.pcie[..] else { panic!("one host bridge") };
+        assert_eq!(host.ecam, range(guest_map::PCI_ECAM, guest_map::PCI_ECAM_SIZE));
+        assert_eq!((host.first_bus, host.last_bus), (0, 0));
+        assert!(host.dma_coherent);
+        let window = |kind, pci, base, size| Window {
+            kind,
+            prefetchable: false,
+            pci,
+            cpu: range(base, size),
+        };
+        let (mem32, mem64) = (guest_map::PCI_MEM32, guest_map::PCI_MEM64);
+        assert_eq!(
+            host.windows,
+            [
+                window(WindowKind::Io, 0, guest_map::PCI_IO, guest_map::PCI_IO_SIZE),
+                window(WindowKind::Mem32, mem32.raw(), mem32, guest_map::PCI_MEM32_SIZE),
+                window(WindowKind::Mem64, mem64.raw(), mem64, guest_map::PCI_MEM64_SIZE),
+            ]
+        );
+        for (device, pin) in (0..32).flat_map(|device| Pin::ALL.map(|pin| (device, pin))) {
+            let bdf = Bdf::new(0, device, 0).unwrap();
+            assert_eq!(host.intx.interrupt(bdf, pin), Some(guest_map::intx(device, pin)));
+            assert_eq!(host.iommu_map.stream(bdf), None);
+            assert_eq!(host.msi_map.device_id(bdf), None);
+        }
+    }
+
+    #[test]
+    fn a_guest_sees_no_smmu_and_no_hypervisor() {
+        let blob = generate(&guest());
+        // Not even a maintenance interrupt: nothing in a guest runs at EL2.
+        assert_eq!(dt::discover(&blob).unwrap_err().problem, Problem::NoMaintenanceInterrupt);
+        assert!(Fdt::new(&blob).unwrap().root().child("smmu").is_none());
+    }
+
+    #[test]
+    fn what_boot_loaders_and_kernels_look_up_is_there() {
+        let blob = generate(&Guest { initrd: None, conduit: Conduit::Hvc, ..guest() });
+        let text = |path: &str, property: &str| -> String {
+            node_at(&blob, path).property(property).unwrap().value_as::<&str>().unwrap().into()
+        };
+        let console = text("/chosen", "stdout-path");
+        assert_eq!(text("/aliases", "serial0"), console);
+        assert!(node_at(&blob, &console).property("clocks").is_some());
+        assert_eq!(text("/psci", "method"), "hvc");
+        assert!(node_at(&blob, "/chosen").property("linux,initrd-start").is_none());
+        for cpu in node_at(&blob, "/cpus").children() {
+            assert_eq!(text(&format!("/cpus/{}", cpu.name()), "enable-method"), "psci");
+        }
+    }
+
+    #[test]
+    fn every_allowed_number_of_cpus_fits() {
+        for cpus in 1..=16 {
+            let machine = as_machine(&generate(&Guest { cpus, ..guest() }));
+            assert_eq!(machine.cpus.len(), cpus as usize);
+        }
+    }
+}

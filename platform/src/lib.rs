@@ -5,7 +5,7 @@
 
 pub mod bundle;
 pub mod dt;
-#[cfg(feature = "host")]
+#[cfg(any(test, feature = "host"))]
 pub mod guest_dt;
 pub mod guest_map;
 pub mod name;

@@ -260,3 +260,44 @@ impl InterruptMap {
             .map(|entry| entry.interrupt)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_they_are_written() {
+        for (text, requester_id) in [("00:02.0", 0x10), ("ff:1f.7", 0xffff), ("0a:00.3", 0xa03)] {
+            let bdf: Bdf = text.parse().unwrap();
+            assert_eq!(bdf.requester_id(), requester_id);
+            assert_eq!(bdf.to_string(), text);
+            assert_eq!(Bdf::new(bdf.bus(), bdf.device(), bdf.function()), Some(bdf));
+        }
+        assert_eq!("0A:1F.0".parse::<Bdf>().unwrap().to_string(), "0a:1f.0");
+        assert_eq!("01:02.3".parse::<Bdf>().unwrap().ecam_offset(), 0x11_3000);
+        assert_eq!(Bdf::new(0, 32, 0), None);
+        assert_eq!(Bdf::new(0, 0, 8), None);
+    }
+
+    #[test]
+    fn other_texts_are_refused_for_their_own_reason() {
+        for text in
+            ["", "00:02", "00.02.0", "0:2.0", "+1:02.0", "00:02.00", "0000:00:02.0", "00:02.g"]
+        {
+            assert_eq!(text.parse::<Bdf>(), Err(BdfError::Form), "{text}");
+        }
+        assert_eq!("00:20.0".parse::<Bdf>(), Err(BdfError::Device));
+        assert_eq!("00:02.8".parse::<Bdf>(), Err(BdfError::Function));
+    }
+
+    #[test]
+    fn pins_turn_by_one_per_slot() {
+        assert_eq!(Pin::A.swizzle(0), Pin::A);
+        assert_eq!(Pin::A.swizzle(1), Pin::B);
+        assert_eq!(Pin::C.swizzle(30), Pin::A);
+        assert_eq!(Pin::D.swizzle(1), Pin::A);
+        assert_eq!(Pin::from_register(0), None);
+        assert_eq!(Pin::from_register(4), Some(Pin::D));
+        assert_eq!(Pin::from_register(5), None);
+    }
+}

@@ -198,7 +198,8 @@ fn vm<'a>(at: &At<'a>, images: FdtNode<'a>) -> Result<VmConfig<'a>, BundleError>
 
 fn functions(at: &At<'_>) -> Result<Vec<Function, MAX_FUNCTIONS>, BundleError> {
     let mut functions = Vec::new();
-    for node in at.node.children() {
+    // A bundle that somebody signed for U-Boot has other nodes as well.
+    for node in at.node.children().filter(|node| !node.name().starts_with("signature")) {
         let at = At { node, path: place(&[&at.path, "/", node.name()]) };
         at.only_known(key::OF_FUNCTION)?;
         let address =

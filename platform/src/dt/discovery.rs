@@ -67,6 +67,7 @@ pub fn discover(dtb: &[u8]) -> Result<Machine, Refusal> {
         Ok(())
     })?;
     order.sort(&mut uarts);
+    found.memory.sort_unstable_by_key(|range| range.base);
 
     let missing = |what| tree::at_root(Problem::NoNode(what));
     if found.smmus.is_empty() {
