@@ -3,6 +3,7 @@
 use core::fmt;
 
 use tock_registers::LocalRegisterCopy;
+use tock_registers::fields::FieldValue;
 
 use crate::device::Config;
 use crate::error::HostError;
@@ -202,15 +203,24 @@ impl Capabilities {
     /// Whether stages 1 and 2 together do not work as documented: Arm errata 1209401 (MMU-600 before
     /// r2), 2268618 and 2812531 (MMU-700 before r1p1).
     fn nesting_is_broken(&self) -> bool {
-        if !self.iidr.matches_all(IIDR::IMPLEMENTER::Arm) {
-            return false;
-        }
-        let release = (self.iidr.read(IIDR::VARIANT), self.iidr.read(IIDR::REVISION));
-        match self.iidr.read_as_enum(IIDR::PRODUCT) {
-            Some(IIDR::PRODUCT::Value::Mmu600) => release < (2, 0),
-            Some(IIDR::PRODUCT::Value::Mmu700) => release < (1, 1),
-            None => false,
-        }
+        self.is_arm_before(IIDR::PRODUCT::Mmu600, (2, 0))
+            || self.is_arm_before(IIDR::PRODUCT::Mmu700, (1, 1))
+    }
+
+    /// How many commands may be issued between two `CMD_SYNC`s: MMU-700 before r1p1 may hang after more
+    /// than Linux sends it (Arm erratum 2812531).
+    pub fn command_batch_limit(&self) -> u32 {
+        if self.is_arm_before(IIDR::PRODUCT::Mmu700, (1, 1)) { 62 } else { u32::MAX }
+    }
+
+    /// Whether it is this product of Arm's in a release before `(variant, revision)`.
+    fn is_arm_before(
+        &self,
+        product: FieldValue<u32, IIDR::Register>,
+        fixed_in: (u32, u32),
+    ) -> bool {
+        self.iidr.matches_all(IIDR::IMPLEMENTER::Arm + product)
+            && (self.iidr.read(IIDR::VARIANT), self.iidr.read(IIDR::REVISION)) < fixed_in
     }
 
     /// Whether a faulting transaction could stall if an STE allowed it.

@@ -190,7 +190,8 @@ impl<'a, H: Hardware> Smmu<'a, H> {
         let table = StreamTable::allocate(&caps, config.sid_bits, &hw, frames)
             .ok_or(Refusal::OutOfMemory)?;
         let command_log2 = config.command_queue_log2.min(caps.command_queue_log2());
-        let commands = CommandQueue::allocate(command_log2, frames).ok_or(Refusal::OutOfMemory)?;
+        let commands = CommandQueue::allocate(command_log2, caps.command_batch_limit(), frames)
+            .ok_or(Refusal::OutOfMemory)?;
         let event_log2 = config.event_queue_log2.min(caps.event_queue_log2());
         let events = EventQueue::allocate(event_log2, frames).ok_or(Refusal::OutOfMemory)?;
         let empty = Stage2::new(format, frames).map_err(|_| Refusal::OutOfMemory)?;
@@ -224,7 +225,7 @@ impl<'a, H: Hardware> Smmu<'a, H> {
             + CR1::TABLE_OC::WriteBack
             + CR1::TABLE_SH::Inner;
         hw.write32(offset::CR1, attributes.value);
-        // PTM: the CPUs' broadcast TLBI are not for us, VMIDs being numbered per VM for both anyway.
+        // PTM: no CPU's broadcast TLBI counts here; what has to go is named by commands.
         // RECINVSID: a StreamID without STE is named, not hidden (C6).
         hw.write32(offset::CR2, (CR2::PTM::SET + CR2::RECINVSID::SET).value);
         self.table.install(hw);
@@ -330,10 +331,18 @@ impl<'a, H: Hardware> Smmu<'a, H> {
             return Err(HostError::BadVmid(binding.vmid));
         }
         let stream = self.streams.get(sid)?;
-        if stream.owner().is_none() {
+        let (owner, state) = (stream.owner(), stream.state());
+        if owner.is_none() {
             return Err(HostError::Unowned(sid));
         }
-        match stream.state() {
+        // One VM, one VMID, one stage 2: STEs that share a VMID must not differ (section 5.2.1).
+        let related = |(theirs, other): (Option<VmIndex>, Stage2Binding)| {
+            theirs == owner || other.vmid == binding.vmid
+        };
+        if self.open_streams().filter(|open| related(*open)).any(|open| open != (owner, *binding)) {
+            return Err(HostError::BadVmid(binding.vmid));
+        }
+        match state {
             State::Abort => {}
             State::Watch => self.silence(sid)?,
             State::Stage2 => return Err(HostError::StreamOpen(sid)),
@@ -378,11 +387,14 @@ impl<'a, H: Hardware> Smmu<'a, H> {
                 None => (None, Verdict::Keep),
             };
             sink(&event, owner);
-            outcome = outcome.and(match verdict {
+            outcome = match verdict {
                 Verdict::Keep => Ok(()),
                 Verdict::Mute => self.set_recording(event.sid, Some(now_us + self.budgets.mute_us)),
                 Verdict::Silence => self.give_up_watching(event.sid),
-            });
+            };
+            if outcome.is_err() {
+                break;
+            }
         }
         if records > 0 || lost {
             self.events.acknowledge(&self.hw);
@@ -438,12 +450,19 @@ impl<'a, H: Hardware> Smmu<'a, H> {
         state: State,
     ) -> Result<(), HostError> {
         let ste = self.ste(&binding, true);
-        self.run(sid, Plan::open(&ste.encode()).steps())?;
         let stream = self.streams.get(sid)?;
-        stream.binding = Some(binding);
-        // The last CFGI of the plan only makes certain what its last store already allowed.
-        stream.enter(state, stream.cfgi() - 1);
-        Ok(())
+        // Before the first store: if the hardware fails half-way, the stream counts as open. Of the
+        // plan's two CFGI the second only makes certain what the last store already allowed.
+        stream.enter(state, Some(binding), stream.cfgi() + 1);
+        self.run(sid, Plan::open(&ste.encode()).steps())
+    }
+
+    /// The owner and the binding of each open stream.
+    pub(crate) fn open_streams(
+        &self,
+    ) -> impl Iterator<Item = (Option<VmIndex>, Stage2Binding)> + '_ {
+        let open = self.streams.iter().filter(|stream| stream.state().is_open());
+        open.filter_map(|stream| Some((stream.owner(), stream.binding?)))
     }
 
     pub(crate) fn watch_binding(&self) -> Stage2Binding {

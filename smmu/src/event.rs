@@ -26,12 +26,10 @@ macro_rules! kinds {
                 }
             }
 
-            /// The name in the specification and the report.
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)*
-                    Self::Unknown(_) => "UNKNOWN",
-                }
+            /// Its place among [`Kind::NAMES`].
+            pub fn index(self) -> usize {
+                let known = [$(Self::$variant),*];
+                known.iter().position(|kind| *kind == self).unwrap_or(known.len())
             }
         }
     };
@@ -82,9 +80,9 @@ impl Kind {
     /// How many kinds there are, all unknown ones counted as one.
     pub const COUNT: usize = Self::NAMES.len();
 
-    /// Its place among [`Kind::NAMES`].
-    pub fn index(self) -> usize {
-        Self::NAMES.iter().position(|name| *name == self.name()).unwrap_or(Self::COUNT - 1)
+    /// The name in the specification and the report.
+    pub fn name(self) -> &'static str {
+        Self::NAMES[self.index()]
     }
 
     /// Whether records of this kind carry the transaction's address and direction.

@@ -94,12 +94,19 @@ impl Buffer {
 pub(crate) struct CommandQueue {
     buffer: Buffer,
     producer: u32,
+    /// The SMMU's index as it was when we last needed to know.
+    consumer: u32,
+    /// How many commands were issued since the last `CMD_SYNC`, and how many may be.
+    unsynced: u32,
+    batch_limit: u32,
     issued: [u64; Opcode::ALL.len()],
 }
 
 impl CommandQueue {
-    pub(crate) fn allocate(log2: u8, frames: &mut dyn Frames) -> Option<Self> {
-        Some(Self { buffer: Buffer::allocate(log2, 16, frames)?, producer: 0, issued: [0; _] })
+    /// Allocates a queue whose `CMD_SYNC`s are never more than `batch_limit` commands apart.
+    pub(crate) fn allocate(log2: u8, batch_limit: u32, frames: &mut dyn Frames) -> Option<Self> {
+        let buffer = Buffer::allocate(log2, 16, frames)?;
+        Some(Self { buffer, producer: 0, consumer: 0, unsynced: 0, batch_limit, issued: [0; _] })
     }
 
     /// Tells the SMMU where the queue is. The queue is disabled.
@@ -125,18 +132,10 @@ impl CommandQueue {
     ///
     /// [`HostError::Timeout`] if the queue stays full, [`HostError::Command`] if the SMMU stopped at one.
     pub(crate) fn push(&mut self, hw: &impl Hardware, command: Command) -> Result<(), HostError> {
-        let ring = self.buffer.ring;
-        if ring.used(self.producer, self.consumer(hw)?) == ring.len() {
-            self.ring_doorbell(hw);
-            self.wait(hw, Wait::CommandSpace, |used| used < ring.len())?;
+        if self.unsynced == self.batch_limit {
+            self.sync(hw)?;
         }
-        let at = self.buffer.entry(self.producer);
-        let [low, high] = command.encode();
-        hw.store(at, low);
-        hw.store(at.add(8), high);
-        self.producer = ring.wrap(self.producer.wrapping_add(1));
-        self.issued[command.opcode() as usize] += 1;
-        Ok(())
+        self.append(hw, command)
     }
 
     /// Issues `CMD_SYNC` and waits until it, and with it every command before, is complete.
@@ -145,7 +144,8 @@ impl CommandQueue {
     ///
     /// As [`CommandQueue::push`].
     pub(crate) fn sync(&mut self, hw: &impl Hardware) -> Result<(), HostError> {
-        self.push(hw, Command::Sync)?;
+        self.append(hw, Command::Sync)?;
+        self.unsynced = 0;
         self.ring_doorbell(hw);
         self.wait(hw, Wait::Sync, |used| used == 0)
     }
@@ -163,36 +163,46 @@ impl CommandQueue {
         }
     }
 
+    fn append(&mut self, hw: &impl Hardware, command: Command) -> Result<(), HostError> {
+        let ring = self.buffer.ring;
+        if ring.used(self.producer, self.consumer) == ring.len() {
+            self.ring_doorbell(hw);
+            self.wait(hw, Wait::CommandSpace, |used| used < ring.len())?;
+        }
+        let at = self.buffer.entry(self.producer);
+        let [low, high] = command.encode();
+        hw.store(at, low);
+        hw.store(at.add(8), high);
+        self.producer = ring.wrap(self.producer.wrapping_add(1));
+        self.unsynced += 1;
+        self.issued[command.opcode() as usize] += 1;
+        Ok(())
+    }
+
     fn ring_doorbell(&self, hw: &impl Hardware) {
         hw.publish();
         hw.write32(offset::CMDQ_PROD, self.producer);
     }
 
-    /// The SMMU's index, unless it stopped at a command.
-    fn consumer(&self, hw: &impl Hardware) -> Result<u32, HostError> {
-        if active_errors(hw).is_set(GERROR::CMDQ_ERR) {
-            return Err(self.error(hw));
-        }
-        let consumer =
-            LocalRegisterCopy::<u32, CMDQ_CONS::Register>::new(hw.read32(offset::CMDQ_CONS));
-        Ok(self.buffer.ring.wrap(consumer.read(CMDQ_CONS::RD)))
-    }
-
+    /// Waits until the number of commands that the SMMU has not consumed is small enough, or until it
+    /// stops at one of them.
     fn wait(
-        &self,
+        &mut self,
         hw: &impl Hardware,
         wait: Wait,
         enough: impl Fn(u32) -> bool,
     ) -> Result<(), HostError> {
-        let mut refused = Ok(());
-        poll(hw, COMMAND_LIMIT_US, wait, || match self.consumer(hw) {
-            Ok(consumer) => enough(self.buffer.ring.used(self.producer, consumer)),
-            Err(error) => {
-                refused = Err(error);
-                true
-            }
+        let ring = self.buffer.ring;
+        let mut stopped = false;
+        poll(hw, COMMAND_LIMIT_US, wait, || {
+            let consumer =
+                LocalRegisterCopy::<u32, CMDQ_CONS::Register>::new(hw.read32(offset::CMDQ_CONS));
+            self.consumer = ring.wrap(consumer.read(CMDQ_CONS::RD));
+            let done = enough(ring.used(self.producer, self.consumer));
+            stopped = !done && active_errors(hw).is_set(GERROR::CMDQ_ERR);
+            done || stopped
         })?;
-        refused
+        if stopped { Err(self.error(hw)) } else { Ok(()) }
     }
 }
 

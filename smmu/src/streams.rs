@@ -91,7 +91,7 @@ pub struct Stream {
     pub(crate) entry: Pa,
     owner: Option<VmIndex>,
     state: State,
-    /// What it is bound to while it is open.
+    /// What it is bound to unless it is in *abort*.
     pub(crate) binding: Option<Stage2Binding>,
     cfgi: u32,
     transitions: u32,
@@ -208,8 +208,9 @@ impl Stream {
     }
 
     /// Enters a state that could first be seen after `cfgi` commands.
-    pub(crate) fn enter(&mut self, state: State, cfgi: u32) {
+    pub(crate) fn enter(&mut self, state: State, binding: Option<Stage2Binding>, cfgi: u32) {
         self.state = state;
+        self.binding = binding;
         self.transitions += 1;
         self.history.write(Transition { state, cfgi });
         self.muted_until_us = None;

@@ -1,5 +1,7 @@
 //! Closing streams, and the proof of it.
 
+use heapless::Vec;
+
 use crate::addr::{StreamId, VmIndex, Vmid};
 use crate::cmd::Command;
 use crate::device::Smmu;
@@ -7,7 +9,7 @@ use crate::error::HostError;
 use crate::plan::Plan;
 use crate::ports::Hardware;
 use crate::ste::Ste;
-use crate::streams::{State, Stream};
+use crate::streams::{MAX_STREAMS, Stage2Binding, State, Stream};
 
 /// Proof that no stream of a VM is open, and that the SMMU has forgotten all of the VM's translations:
 /// only a completed `CMD_SYNC` makes one (C3).
@@ -39,17 +41,29 @@ impl<H: Hardware> Smmu<'_, H> {
     ///
     /// # Errors
     ///
-    /// A failure of the hardware: then nothing is proven, and nothing may be reused (C3).
+    /// [`HostError::BadVmid`] if a stream of `owner` is open under another tag, or another VM's under this
+    /// one; or a failure of the hardware: then nothing is proven, and nothing may be reused (C3).
     pub fn close(&mut self, owner: VmIndex, vmid: Vmid) -> Result<Closed, HostError> {
+        let mixed = |(theirs, binding): (Option<VmIndex>, Stage2Binding)| {
+            (theirs == Some(owner)) != (binding.vmid == vmid)
+        };
+        if self.open_streams().any(mixed) {
+            return Err(HostError::BadVmid(vmid));
+        }
+        let theirs = |stream: &&Stream| stream.owner() == Some(owner) && stream.state().is_open();
+        let sids: Vec<StreamId, MAX_STREAMS> =
+            self.streams.iter().filter(theirs).map(Stream::sid).collect();
         let plan = Plan::close(&Ste::Abort.encode());
         let (until_sync, after_sync) = plan.around_sync();
-        self.each_open(owner, |smmu, sid| smmu.run(sid, until_sync))?;
+        for &sid in &sids {
+            self.run(sid, until_sync)?;
+        }
         self.commands.push(&self.hw, Command::TlbiS12Vmall { vmid })?;
         self.commands.sync(&self.hw)?;
-        self.each_open(owner, |smmu, sid| {
-            smmu.run(sid, after_sync)?;
-            smmu.enter_abort(sid)
-        })?;
+        for &sid in &sids {
+            self.run(sid, after_sync)?;
+            self.enter_abort(sid)?;
+        }
         Ok(Closed { owner, vmid })
     }
 
@@ -88,25 +102,7 @@ impl<H: Hardware> Smmu<'_, H> {
 
     fn enter_abort(&mut self, sid: StreamId) -> Result<(), HostError> {
         let stream = self.streams.get(sid)?;
-        stream.binding = None;
-        stream.enter(State::Abort, stream.cfgi());
-        Ok(())
-    }
-
-    /// Does something with each open stream of `owner`.
-    fn each_open(
-        &mut self,
-        owner: VmIndex,
-        mut act: impl FnMut(&mut Self, StreamId) -> Result<(), HostError>,
-    ) -> Result<(), HostError> {
-        for index in 0..self.streams.iter().len() {
-            let open = |stream: &Stream| stream.owner() == Some(owner) && stream.state().is_open();
-            if let Some(sid) =
-                self.streams.iter().nth(index).filter(|stream| open(stream)).map(Stream::sid)
-            {
-                act(self, sid)?;
-            }
-        }
+        stream.enter(State::Abort, None, stream.cfgi());
         Ok(())
     }
 }
