@@ -154,6 +154,42 @@ impl DeviceArg {
             .ok_or_else(|| DeviceError::Address(text.to_owned()))
     }
 
+    /// Whether its function has an interrupt pin; every QEMU device that has one uses pin A.
+    pub fn has_pin(&self) -> bool {
+        const WITHOUT: [&str; 9] = [
+            "VGA",
+            "bochs-display",
+            "cirrus-vga",
+            "iommu-testdev",
+            "ivshmem-plain",
+            "pci-testdev",
+            "pvpanic-pci",
+            "secondary-vga",
+            "virtio-iommu-pci",
+        ];
+        !WITHOUT.contains(&self.driver.as_str())
+    }
+
+    /// Whether it is known to have no reset of its own. Others may have none either: EL2 looks at the real
+    /// capabilities.
+    pub fn has_no_reset(&self) -> bool {
+        const WITHOUT: [&str; 12] = [
+            "AC97",
+            "ES1370",
+            "e1000",
+            "e1000-82540em",
+            "e1000-82544gc",
+            "e1000-82545em",
+            "edu",
+            "es1370",
+            "intel-hda",
+            "iommu-testdev",
+            "pci-ohci",
+            "rtl8139",
+        ];
+        WITHOUT.contains(&self.driver.as_str())
+    }
+
     /// Refuses devices whose DMA would not pass the SMMU.
     ///
     /// # Errors

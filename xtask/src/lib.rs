@@ -14,6 +14,7 @@ pub mod exit;
 pub mod kernel;
 pub mod linux;
 pub mod manifest;
+pub mod plan;
 pub mod setup;
 pub mod size;
 pub mod slots;

@@ -23,6 +23,8 @@ pub struct Wanted {
     pub origin: String,
     /// Without `addr`: the slot of the root bus to take if it is free.
     pub preferred: Option<u8>,
+    /// The VM that it is for, whatever its address.
+    pub owner: Option<usize>,
 }
 
 /// A device that has its place.
@@ -34,10 +36,10 @@ pub struct Placed {
     pub origin: String,
     /// Its address, with buses numbered as EL2 numbers them: depth first, in the order of slots.
     pub bdf: Bdf,
+    /// The VM that owns it; nobody but EL2 owns bridges.
+    pub owner: Option<usize>,
     /// The line of the root bus, 0 to 3, that its interrupt pin reaches, if it has one.
     pub line: Option<u8>,
-    /// Whether it is a bridge; bridges belong to EL2.
-    pub bridge: bool,
     /// The conventional bridge that makes its requester ID that of others as well.
     pub alias: Option<Bdf>,
 }
@@ -117,42 +119,6 @@ fn bridge(driver: &str) -> Option<Bridge> {
     }
 }
 
-/// Whether a driver's function has an interrupt pin; every QEMU device that has one uses pin A.
-fn has_pin(driver: &str) -> bool {
-    const WITHOUT: [&str; 9] = [
-        "VGA",
-        "bochs-display",
-        "cirrus-vga",
-        "iommu-testdev",
-        "ivshmem-plain",
-        "pci-testdev",
-        "pvpanic-pci",
-        "secondary-vga",
-        "virtio-iommu-pci",
-    ];
-    !WITHOUT.contains(&driver)
-}
-
-/// Whether functions of this driver are known to have no reset of their own. Others may have none either: EL2
-/// looks at the real capabilities.
-pub fn has_no_reset(driver: &str) -> bool {
-    const WITHOUT: [&str; 12] = [
-        "AC97",
-        "ES1370",
-        "e1000",
-        "e1000-82540em",
-        "e1000-82544gc",
-        "e1000-82545em",
-        "edu",
-        "es1370",
-        "intel-hda",
-        "iommu-testdev",
-        "pci-ohci",
-        "rtl8139",
-    ];
-    WITHOUT.contains(&driver)
-}
-
 /// One function on one bus, before buses have numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Spot {
@@ -163,34 +129,31 @@ struct Spot {
 }
 
 /// Gives every device its place: first those that name one, then those that prefer one, then the others, which
-/// take the lowest slot whose interrupt line nobody else has. `owner` says who owns the function at an address.
+/// take the lowest slot whose interrupt line nobody else has. `owner` says which VM owns the function at an
+/// address, unless the device is for a certain one.
 ///
 /// # Errors
 ///
 /// [`SlotError`] names the device and what to change.
-pub fn place<Owner: PartialEq>(
-    wanted: Vec<Wanted>,
-    owner: impl Fn(Bdf) -> Owner,
-) -> Result<Vec<Placed>, SlotError> {
-    let mut board = Board::new(&wanted)?;
-    for index in 0..wanted.len() {
-        if let Some((slot, function)) = asked_for(&wanted[index])? {
+pub fn place(wanted: &[Wanted], owner: &dyn Fn(Bdf) -> usize) -> Result<Vec<Placed>, SlotError> {
+    let mut board = Board::new(wanted, owner)?;
+    for (index, want) in wanted.iter().enumerate() {
+        if let Some((slot, function)) = asked_for(want)? {
             board.put(index, slot, function)?;
         }
     }
-    for index in 0..wanted.len() {
-        if let Some(slot) = wanted[index].preferred
+    for (index, want) in wanted.iter().enumerate() {
+        if let Some(slot) = want.preferred
             && board.spots[index].is_none()
             && board.is_free(None, slot)
         {
             board.put(index, slot, 0)?;
         }
     }
-    for index in 0..wanted.len() {
+    for (index, want) in wanted.iter().enumerate() {
         if board.spots[index].is_none() {
-            let slot = board.next_slot(index, &owner);
-            let slot =
-                slot.ok_or_else(|| SlotError::Full { origin: wanted[index].origin.clone() })?;
+            let slot = board.next_slot(index);
+            let slot = slot.ok_or_else(|| SlotError::Full { origin: want.origin.clone() })?;
             board.put(index, slot, 0)?;
         }
     }
@@ -216,12 +179,13 @@ fn is_on_root(device: &DeviceArg) -> bool {
 /// The buses, half filled.
 struct Board<'a> {
     wanted: &'a [Wanted],
+    owner: &'a dyn Fn(Bdf) -> usize,
     parents: Vec<Option<usize>>,
     spots: Vec<Option<Spot>>,
 }
 
 impl<'a> Board<'a> {
-    fn new(wanted: &'a [Wanted]) -> Result<Self, SlotError> {
+    fn new(wanted: &'a [Wanted], owner: &'a dyn Fn(Bdf) -> usize) -> Result<Self, SlotError> {
         let parent = |want: &Wanted| {
             if is_on_root(&want.device) {
                 return Ok(None);
@@ -247,7 +211,7 @@ impl<'a> Board<'a> {
                 return Err(SlotError::NoBus { origin: want.origin.clone(), bus });
             }
         }
-        Ok(Self { wanted, parents, spots: vec![None; wanted.len()] })
+        Ok(Self { wanted, owner, parents, spots: vec![None; wanted.len()] })
     }
 
     fn is_free(&self, parent: Option<usize>, slot: u8) -> bool {
@@ -267,11 +231,7 @@ impl<'a> Board<'a> {
         Ok(())
     }
 
-    fn next_slot<Owner: PartialEq>(
-        &self,
-        index: usize,
-        owner: &impl Fn(Bdf) -> Owner,
-    ) -> Option<u8> {
+    fn next_slot(&self, index: usize) -> Option<u8> {
         let parent = self.parents[index];
         let slots = match parent.map(|above| bridge(&self.wanted[above].device.driver)) {
             Some(Some(Bridge::Port)) => 0..=0,
@@ -280,29 +240,27 @@ impl<'a> Board<'a> {
             Some(_) | None => 1..=LAST_SLOT,
         };
         let mut free = slots.into_iter().filter(|&slot| self.is_free(parent, slot));
-        free.find(|&slot| parent.is_some() || self.line_suits(index, slot, owner))
+        free.find(|&slot| parent.is_some() || self.line_suits(index, slot))
+    }
+
+    /// Who owns a function of the root bus.
+    fn owner_of(&self, index: usize, slot: u8, function: u8) -> Option<usize> {
+        self.wanted[index].owner.or_else(|| Bdf::new(0, slot, function).map(self.owner))
     }
 
     /// Whether the line of a slot of the root bus is still nobody's, or the same owner's. What is behind a bridge
     /// counts as if it sat in the bridge's slot.
-    fn line_suits<Owner: PartialEq>(
-        &self,
-        index: usize,
-        slot: u8,
-        owner: &impl Fn(Bdf) -> Owner,
-    ) -> bool {
-        let owner_of = |slot, function| Bdf::new(0, slot, function).map(owner);
-        if !has_pin(&self.wanted[index].device.driver) {
-            return true;
-        }
-        self.wanted.iter().zip(&self.spots).all(|(want, spot)| {
-            spot.is_none_or(|spot| {
-                spot.parent.is_some()
-                    || !has_pin(&want.device.driver)
-                    || Pin::A.swizzle(spot.slot) != Pin::A.swizzle(slot)
-                    || owner_of(spot.slot, spot.function) == owner_of(slot, 0)
+    fn line_suits(&self, index: usize, slot: u8) -> bool {
+        let mine = self.owner_of(index, slot, 0);
+        !self.wanted[index].device.has_pin()
+            || self.spots.iter().enumerate().all(|(other, spot)| {
+                spot.is_none_or(|spot| {
+                    spot.parent.is_some()
+                        || !self.wanted[other].device.has_pin()
+                        || Pin::A.swizzle(spot.slot) != Pin::A.swizzle(slot)
+                        || self.owner_of(other, spot.slot, spot.function) == mine
+                })
             })
-        })
     }
 
     /// Numbers the buses and names every function.
@@ -321,14 +279,11 @@ impl<'a> Board<'a> {
                 pin = pin.swizzle(at.slot);
                 at = self.spots[above]?;
             }
-            let line = Pin::A as u8..=Pin::D as u8;
-            let line =
-                line.clone().zip(0..).find(|(number, _)| *number == pin.swizzle(at.slot) as u8);
-            let line =
-                line.filter(|_| !bridge && has_pin(&want.device.driver)).map(|(_, line)| line);
+            let owner = (!bridge).then(|| want.owner.unwrap_or_else(|| (self.owner)(bdf)));
+            let line = (!bridge && want.device.has_pin()).then(|| pin.swizzle(at.slot) as u8 - 1);
             let mut device = want.device.clone();
             device.set("addr", &format!("{:x}.{:x}", spot.slot, spot.function));
-            Some(Placed { device, origin: want.origin.clone(), bdf, line, bridge, alias })
+            Some(Placed { device, origin: want.origin.clone(), bdf, owner, line, alias })
         };
         // Every device has its spot by now, so none is left out.
         self.wanted.iter().enumerate().filter_map(placed).collect()
@@ -360,7 +315,12 @@ mod tests {
     use super::*;
 
     fn want(device: &str) -> Wanted {
-        Wanted { device: device.parse().unwrap(), origin: device.to_owned(), preferred: None }
+        Wanted {
+            device: device.parse().unwrap(),
+            origin: device.to_owned(),
+            preferred: None,
+            owner: None,
+        }
     }
 
     fn own(device: &str, slot: u8) -> Wanted {
@@ -368,7 +328,7 @@ mod tests {
     }
 
     fn addresses(wanted: Vec<Wanted>) -> Vec<String> {
-        place(wanted, |_| ()).unwrap().iter().map(|placed| placed.bdf.to_string()).collect()
+        place(&wanted, &|_| 0).unwrap().iter().map(|placed| placed.bdf.to_string()).collect()
     }
 
     #[test]
@@ -393,12 +353,12 @@ mod tests {
             want("nvme,addr=4"),
             want("nvme"),
         ];
-        let is_mine = |bdf: Bdf| bdf.device() != 1;
-        let placed = place(wanted.clone(), is_mine).unwrap();
+        let owner = |bdf: Bdf| usize::from(bdf.device() == 1);
+        let placed = place(&wanted, &owner).unwrap();
         assert_eq!(placed[4].bdf.to_string(), "00:06.0");
         assert_eq!(placed[4].line, Some(2));
         let without_pin = [wanted, vec![want("iommu-testdev")]].concat();
-        assert_eq!(place(without_pin, is_mine).unwrap()[5].bdf.to_string(), "00:05.0");
+        assert_eq!(place(&without_pin, &owner).unwrap()[5].bdf.to_string(), "00:05.0");
     }
 
     #[test]
@@ -415,19 +375,20 @@ mod tests {
             addresses(wanted.clone()),
             ["03:00.0", "00:09.0", "00:08.0", "01:00.0", "02:01.0", "02:03.0"]
         );
-        let placed = place(wanted, |_| ()).unwrap();
+        let placed = place(&wanted, &|_| 0).unwrap();
         assert_eq!(placed[0].line, Some(1));
         // Pin A of slot 1 is pin B of the bridge in slot 0 of the port in slot 8.
         assert_eq!(placed[4].line, Some(1));
         assert_eq!(placed[5].line, Some(3));
         assert_eq!(placed[4].alias.unwrap().to_string(), "01:00.0");
-        assert_eq!((placed[0].alias, placed[1].bridge, placed[1].line), (None, true, None));
+        assert_eq!((placed[0].alias, placed[0].owner), (None, Some(0)));
+        assert_eq!((placed[1].owner, placed[1].line), (None, None));
     }
 
     #[test]
     fn what_does_not_fit_is_named() {
         let refused = |wanted: &[&str]| {
-            place(wanted.iter().map(|device| want(device)).collect(), |_| ())
+            place(&wanted.iter().map(|device| want(device)).collect::<Vec<_>>(), &|_| 0)
                 .unwrap_err()
                 .to_string()
         };
