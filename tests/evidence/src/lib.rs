@@ -10,6 +10,8 @@
 //! compares all three cell by cell; a source that is missing or disagrees fails the run.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod fixture;
 pub mod interval;
 pub mod machine;
 pub mod memory;

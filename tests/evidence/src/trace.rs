@@ -9,6 +9,7 @@
 //! is taken from the message of `-d guest_errors` just before it), and several SMMUs are not told apart.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use smmu::addr::{Iova, PAGE_SIZE, StreamId};
 
@@ -33,7 +34,7 @@ pub const EVENTS: [&str; 6] = [
 pub const LOG_ITEMS: &str = "guest_errors";
 
 /// How many ranges, pages and epochs a trace may fill before it gives up.
-pub const BUDGET: usize = 1 << 20;
+pub const BUDGET: usize = 1 << 18;
 
 /// How many messages may wait for the event that belongs to them.
 const PENDING: usize = 16;
@@ -64,6 +65,7 @@ pub struct Trace {
     gerror: u32,
     unread: Option<String>,
     entries: usize,
+    overflowed: bool,
     /// StreamIDs by the name of QEMU's memory region, learned from lines that have both.
     names: BTreeMap<String, StreamId>,
     pending: Vec<Refusal>,
@@ -139,18 +141,13 @@ impl Trace {
         match line {
             Line::Success { name, sid, iova, translated, perm } => {
                 self.learn(name, sid);
-                let entries = &mut self.entries;
-                let full = *entries >= BUDGET;
-                let epoch = self.streams.entry(sid).or_default().current();
-                epoch.successes += 1;
-                if !full {
-                    let before = epoch.cost();
-                    let page = translated.raw() / PAGE_SIZE;
-                    epoch.reached.entry(perm).or_default().insert(page..page + 1);
-                    let page = iova.raw() / PAGE_SIZE;
-                    epoch.entered.insert(page..page + 1);
-                    *entries = (*entries + epoch.cost()).saturating_sub(before);
-                }
+                self.epoch(sid, |epoch, full| {
+                    epoch.successes += 1;
+                    if !full {
+                        epoch.reached.entry(perm).or_default().insert(page_of(translated.raw()));
+                        epoch.entered.insert(page_of(iova.raw()));
+                    }
+                });
             }
             Line::Abort { name, sid, iova } => {
                 self.learn(name, sid);
@@ -167,19 +164,17 @@ impl Trace {
                 self.learn(name, sid);
                 self.open(sid, iova, |stream| stream.bypassed += 1);
             }
-            Line::Failed { name, iova, event: "UNKNOWN" } => {
-                // No event follows. A function that no line has named yet is on bus 0.
-                if let Some(devfn) = line::devfn(name) {
-                    let sid = self.names.get(name).copied().unwrap_or(StreamId(devfn.into()));
-                    self.refuse(sid, Some(iova), |epoch| epoch.unrecorded += 1);
-                }
-            }
             Line::Failed { name, iova, event } => {
-                if let Some(devfn) = line::devfn(name) {
+                let Some(devfn) = line::devfn(name) else { return };
+                if event.starts_with("SMMU_EVT_") {
                     if self.pending.len() == PENDING {
                         self.pending.remove(0);
                     }
                     self.pending.push(Refusal { devfn, event: event_name(event), iova });
+                } else {
+                    // No event follows. A function that no line has named yet is on bus 0.
+                    let sid = self.names.get(name).copied().unwrap_or(StreamId(devfn.into()));
+                    self.refuse(sid, Some(iova), |epoch| epoch.unrecorded += 1);
                 }
             }
             Line::Event { event, sid } => {
@@ -211,26 +206,42 @@ impl Trace {
         }
     }
 
-    fn refuse(&mut self, sid: StreamId, iova: Option<Iova>, count: impl FnOnce(&mut Epoch)) {
-        let epoch = self.streams.entry(sid).or_default().current();
-        let before = epoch.cost();
-        count(epoch);
-        if let Some(iova) = iova {
-            let page = iova.raw() / PAGE_SIZE;
-            if self.entries < BUDGET || epoch.refused.contains_key(&page) {
-                *epoch.refused.entry(page).or_default() += 1;
-            }
-        }
+    /// Lets `happen` change what is known of the current epoch. It must add no entries once the budget is
+    /// spent; from then on a new epoch is part of the last one.
+    fn epoch(&mut self, sid: StreamId, happen: impl FnOnce(&mut Epoch, bool)) {
+        let full = self.entries >= BUDGET;
+        self.overflowed |= full;
+        let stream = self.streams.entry(sid).or_default();
+        let number = match stream.epochs.last_key_value() {
+            Some((&last, _)) if full => last,
+            _ => stream.cfgi,
+        };
+        let before = stream.epochs.get(&number).map_or(0, Epoch::cost);
+        let epoch = stream.epochs.entry(number).or_default();
+        happen(epoch, full);
         self.entries = (self.entries + epoch.cost()).saturating_sub(before);
     }
 
+    fn refuse(&mut self, sid: StreamId, iova: Option<Iova>, count: impl FnOnce(&mut Epoch)) {
+        self.epoch(sid, |epoch, full| {
+            count(epoch);
+            if let Some(iova) = iova {
+                let page = page_of(iova.raw()).start;
+                if !full || epoch.refused.contains_key(&page) {
+                    *epoch.refused.entry(page).or_default() += 1;
+                }
+            }
+        });
+    }
+
     fn open(&mut self, sid: StreamId, iova: Iova, count: impl FnOnce(&mut Stream)) {
+        let full = self.entries >= BUDGET;
+        self.overflowed |= full;
         let stream = self.streams.entry(sid).or_default();
         count(stream);
-        if self.entries < BUDGET {
+        if !full {
             let before = stream.open.fragments();
-            let page = iova.raw() / PAGE_SIZE;
-            stream.open.insert(page..page + 1);
+            stream.open.insert(page_of(iova.raw()));
             self.entries = (self.entries + stream.open.fragments()).saturating_sub(before);
         }
     }
@@ -294,7 +305,7 @@ impl Trace {
 
     /// Whether more happened than the trace could keep apart.
     pub fn overflowed(&self) -> bool {
-        self.entries >= BUDGET
+        self.overflowed
     }
 
     /// A line that began like a trace line and could not be read: torn, or of a QEMU not known here.
@@ -304,10 +315,6 @@ impl Trace {
 }
 
 impl Stream {
-    fn current(&mut self) -> &mut Epoch {
-        self.epochs.entry(self.cfgi).or_default()
-    }
-
     /// Accesses refused at the page of `iova`, in all epochs that `wanted` picks.
     pub fn refused_at(&self, iova: Iova, wanted: impl Fn(u32) -> bool) -> u64 {
         let page = iova.raw() / PAGE_SIZE;
@@ -372,6 +379,12 @@ impl Epoch {
     pub fn pages(&self) -> IntervalSet {
         self.reached.values().flat_map(IntervalSet::iter).collect()
     }
+}
+
+/// The page of an address, as a range of one page number.
+fn page_of(address: u64) -> Range<u64> {
+    let page = address / PAGE_SIZE;
+    page..page + 1
 }
 
 /// The specification's name of an event, from QEMU's or EL2's.

@@ -1,0 +1,119 @@
+use super::*;
+
+fn said(lines: &[&str]) -> Guest {
+    let mut testimony = Testimony::new();
+    lines.iter().for_each(|line| testimony.said("victim", line));
+    testimony.guest("victim").unwrap().clone()
+}
+
+#[test]
+fn every_kind_of_line_is_read() {
+    let guest = said(&[
+        "@tried device=00:01.0 op=write address=0x40400000 accesses=1024 arrived=1023",
+        "@tried device=00:01.0 op=read address=0x40401000 accesses=2 arrived=0",
+        "@armed device=00:02.0 op=write address=0x40402000 accesses=1",
+        "@canary page=0x40500000 ok",
+        "@canary page=0x40501000 changed=0x40501010",
+        "@disk device=00:03.0 driver=nvme bytes=1048576 sha256=ok",
+        "@check name=cpu-reaches-no-its ok",
+        "@interrupts device=00:01.0 count=10",
+        "@iommu groups=2",
+        "@done role=victim",
+    ]);
+    assert_eq!(guest.tried[0], Tried {
+        device: "00:01.0".into(),
+        op: Op::Write,
+        address: 0x4040_0000,
+        accesses: 1024,
+        arrived: 1023,
+    });
+    assert_eq!(guest.tried[1].op, Op::Read);
+    assert_eq!((guest.armed[0].address, guest.armed[0].accesses), (0x4040_2000, 1));
+    let changed: Vec<_> = guest.canaries.iter().map(|canary| canary.changed).collect();
+    assert_eq!(changed, [None, Some(0x4050_1010)]);
+    assert_eq!(guest.disks[0].device.as_deref(), Some("00:03.0"));
+    assert_eq!(guest.disks[0].fields["driver"], "nvme");
+    assert!(guest.disks[0].ok);
+    let kinds: Vec<_> = guest.others.iter().map(|other| other.kind.as_str()).collect();
+    assert_eq!(kinds, ["check", "interrupts", "iommu"]);
+    assert_eq!(guest.others[1].fields["count"], "10");
+    assert_eq!(guest.done, [Done { role: "victim".into(), ok: true }]);
+    assert_eq!((guest.failures.len(), guest.unread, guest.overflowed), (0, None, false));
+}
+
+#[test]
+fn failures_keep_their_reason() {
+    let guest = said(&[
+        "@check name=timer FAILED why=it stood still, x=1",
+        "@disk device=00:03.0 sha256=FAILED",
+        "@done role=victim FAILED why=bootargs: no role=",
+    ]);
+    assert_eq!(guest.failures, [
+        "@check name=timer FAILED why=it stood still, x=1",
+        "@disk device=00:03.0 sha256=FAILED",
+        "@done role=victim FAILED why=bootargs: no role=",
+    ]);
+    assert!(!guest.disks[0].ok);
+    assert!(!guest.done[0].ok);
+}
+
+#[test]
+fn what_cannot_be_read_is_kept() {
+    for line in [
+        "@tried device=00:01.0 op=write address=0x40400000 accesses=1024",
+        "@tried device=00:01.0 op=wipe address=0x40400000 accesses=1 arrived=0",
+        "@tried device=00:01.0 op=write address=0x40400000 accesses=1 arrived=2",
+        "@tried device=00:01.0 op=write address=0x40400000 accesses=0 arrived=0",
+        "@tried device=00:01.0 op=write address=0x0 accesses=9000000000 arrived=0",
+        "@tried device=00:01.0 op=write address=0xfffffffffffffffe accesses=1 arrived=0",
+        "@tried device=00:01.0 device=00:02.0 op=read address=0 accesses=1 arrived=0",
+        "@armed device=00:01.0 op=write address=0x4040000g accesses=1",
+        "@canary page=0x40500000",
+        "@canary page=0x40500000 changed=",
+        "@done",
+        "@done role=victim @done role=victim",
+    ] {
+        assert_eq!(said(&[line]).unread.as_deref(), Some(line));
+    }
+}
+
+#[test]
+fn other_output_means_nothing() {
+    let guest = said(&["@alive beat=7", "@", "[    0.0] Linux version 6.12", "mail me @home", "@tried"]);
+    assert_eq!(guest.lines, 5);
+    assert_eq!(guest.unread.as_deref(), Some("@tried"));
+    assert_eq!(guest.others, []);
+}
+
+#[test]
+fn a_line_belongs_to_the_guest_that_el2_names() {
+    let mut testimony = Testimony::new();
+    assert_eq!(testimony.line("[victim] @done role=victim\r\n"), Some(("victim", "@done role=victim")));
+    assert_eq!(testimony.line("[rogue] [victim] @done role=victim"), Some(("rogue", "[victim] @done role=victim")));
+    assert_eq!(testimony.line("[el2] two VMs"), None);
+    assert_eq!(testimony.line("@done role=victim"), None);
+    assert_eq!(testimony.guest("victim").unwrap().done.len(), 1);
+    assert_eq!(testimony.guest("rogue").unwrap().done, []);
+    assert_eq!(testimony.lines(), 2);
+}
+
+#[test]
+fn expected_texts_are_looked_for_in_their_guest_only() {
+    let mut testimony = Testimony::new();
+    testimony.expect("linux0", "login:");
+    testimony.line("[linux1] debian login: ");
+    assert_eq!(testimony.missing().collect::<Vec<_>>(), [("linux0", "login:")]);
+    testimony.line("[linux0] debian login: ");
+    assert_eq!(testimony.missing().count(), 0);
+}
+
+#[test]
+fn an_endless_guest_is_cut_off() {
+    let mut testimony = Testimony::new();
+    for _ in 0..=LIMIT {
+        testimony.said("rogue", "@canary page=0x40500000 ok");
+    }
+    let guest = testimony.guest("rogue").unwrap();
+    assert_eq!(guest.canaries.len(), LIMIT);
+    assert!(guest.overflowed);
+}
