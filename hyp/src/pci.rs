@@ -30,6 +30,7 @@ pub use self::quiesce::{
 pub(crate) use self::quiesce::{Method, reset_to_cold};
 pub(crate) use self::registers as reg;
 pub use self::topology::{MAX_FUNCTIONS, Topology};
+pub(crate) use self::virtio::configuration_type;
 pub use self::virtio::{Bypass, dma_check};
 
 /// The most functions that one VM owns.

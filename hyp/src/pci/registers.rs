@@ -30,6 +30,8 @@ pub const HEADER_TYPE: u16 = 0x0e;
 pub const HEADER_MULTI_FUNCTION: u8 = 1 << 7;
 /// The first BAR.
 pub const BAR0: u16 = 0x10;
+/// End of the BARs of an endpoint.
+pub const BARS_END: u16 = 0x28;
 /// Subsystem vendor ID; subsystem ID in the upper half.
 pub const SUBSYSTEM: u16 = 0x2c;
 /// Expansion ROM of an endpoint.
@@ -140,6 +142,8 @@ pub const DEVICE_STATUS: u16 = 10;
 pub const DEVICE_STATUS_ERRORS: u16 = 0xf;
 /// PCI Express: non-posted requests are outstanding, in device status.
 pub const DEVICE_STATUS_PENDING: u16 = 1 << 5;
+/// PCI Express: what of device status a guest may read: errors and outstanding requests.
+pub const DEVICE_STATUS_READABLE: u16 = DEVICE_STATUS_ERRORS | DEVICE_STATUS_PENDING;
 /// PCI Express: bytes of the capability that every function has.
 pub const EXPRESS_LENGTH: u16 = 12;
 
