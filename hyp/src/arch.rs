@@ -11,6 +11,7 @@ pub mod firmware;
 pub mod gic;
 pub mod idregs;
 pub mod mmio;
+pub mod pcie;
 pub mod sysreg;
 pub mod timer;
 pub mod tlb;

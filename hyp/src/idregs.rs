@@ -26,9 +26,7 @@ pub fn visible(crm: u8, op2: u8, hardware: u64) -> u64 {
         // ID_AA64ISAR1_EL1: all but LS64, which HCRX_EL2 gates.
         (6, 1) => hardware & !field(60),
         // ID_AA64ISAR2_EL1: WFxT, RPRES, GPA3, APA3, PAC_frac, CLRBHB. MOPS is HCRX_EL2's.
-        (6, 2) => {
-            hardware & (field(0) | field(4) | field(8) | field(12) | field(24) | field(28))
-        }
+        (6, 2) => hardware & (field(0) | field(4) | field(8) | field(12) | field(24) | field(28)),
         (7, 0) => mmfr0(hardware),
         // ID_AA64MMFR1_EL1: HAFDBS, HPDS, PAN, ETS, AFP.
         (7, 1) => hardware & (field(0) | field(12) | field(20) | field(36) | field(44)),
@@ -83,7 +81,15 @@ mod tests {
     #[test]
     fn what_needs_el2_is_absent() {
         let pfr0 = visible(4, 0, ALL_ONES);
-        for (name, bit) in [("EL2", 8), ("EL3", 12), ("RAS", 28), ("SVE", 32), ("SEL2", 36), ("MPAM", 40), ("AMU", 44)] {
+        for (name, bit) in [
+            ("EL2", 8),
+            ("EL3", 12),
+            ("RAS", 28),
+            ("SVE", 32),
+            ("SEL2", 36),
+            ("MPAM", 40),
+            ("AMU", 44),
+        ] {
             assert_eq!(pfr0 >> bit & 0xf, 0, "{name}");
         }
         assert_eq!(visible(4, 1, ALL_ONES) >> 8 & 0xf, 0, "MTE");

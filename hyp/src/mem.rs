@@ -8,7 +8,11 @@ pub mod shared;
 
 use core::ops::Range;
 
+use platform::dt;
 use smmu::addr::Pa;
+
+use crate::arch::mmio::Window;
+use crate::arch::pcie::HostBridge;
 
 /// The arm64 boot protocol's limit on the size of a device tree.
 pub const DEVICE_TREE_LIMIT: u64 = 2 << 20;
@@ -26,13 +30,22 @@ pub fn device_tree(at: Pa) -> Option<&'static [u8]> {
         .then(|| unsafe { core::slice::from_raw_parts(at.raw() as *const u8, size as usize) })
 }
 
-/// Bytes that the boot loader left in RAM.
-///
-/// # Safety
-///
-/// The range is mapped, and nobody ever writes there.
-pub unsafe fn loaded(range: Range<Pa>) -> &'static [u8] {
+/// The bundle that the boot loader left in RAM, which `start` has mapped as Constants and keeps out of every pool.
+pub fn bundle(range: Range<Pa>) -> &'static [u8] {
     let size = range.end.raw() - range.start.raw();
-    // SAFETY: the caller's promise.
+    // SAFETY: `start` maps the range before it asks for it, and nobody writes there.
     unsafe { core::slice::from_raw_parts(range.start.raw() as *const u8, size as usize) }
+}
+
+/// The registers of a device that the device tree names and `start` has just mapped, for ever.
+pub fn device_window(range: dt::Range) -> Window {
+    // SAFETY: `start` maps every range before it asks for its window; of these devices (GIC, SMMU) only the SMMU follows addresses
+    // from its registers, and those are the `smmu` crate's, out of EL2's own frames.
+    unsafe { Window::new(range.base, range.size) }
+}
+
+/// The PCI host bridge whose configuration space `start` has just mapped, for ever.
+pub fn host_bridge(facts: &dt::PcieHost) -> HostBridge {
+    // SAFETY: `start` maps the ECAM range before this, and every BAR right after it was placed.
+    unsafe { HostBridge::new(facts) }
 }

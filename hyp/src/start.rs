@@ -1,15 +1,37 @@
-//! From a device tree to running guests.
+//! From a device tree to running guests: close the SMMU, learn the machine, take the bundle apart, build the VMs.
 
 use core::fmt;
 use core::ops::Range;
 
 use heapless::Vec;
+use platform::bundle::Bundle;
 use platform::dt::{self, Machine};
+use platform::guest_map::IPA_BITS;
 use smmu::addr::{PAGE_SIZE, Pa};
+use smmu::device::Config;
+use spin::{Mutex, MutexGuard, Once};
 
-use crate::arch::{boot, firmware};
+use crate::arch::cpu::{self, MAX_CPUS};
+use crate::arch::gic::Gic;
+use crate::arch::{boot, fatal, firmware, sysreg, uart};
+use crate::console::{self, OPERATOR};
+use crate::interrupts::Own;
+use crate::iommu::{Iommu, Iommus};
+use crate::machine::{self, Hypervisor, PciBus, gic, hypervisor};
 use crate::mem::paging::{Map, Use};
-use crate::mem::{self, layout};
+use crate::mem::shared::SmmuHardware;
+use crate::mem::{self, frames, layout};
+use crate::pci::{self, Topology};
+use crate::vm::Vm;
+use crate::{interrupts, ownership, run};
+
+/// Pieces that RAM may be cut into by what is in it already.
+const MAX_PIECES: usize = 16;
+/// What EL2 keeps for its tables and queues, at the top of RAM.
+const TABLE_POOL: u64 = 8 << 20;
+
+/// A range of physical addresses.
+type PaRange = Range<Pa>;
 
 /// The machine, the bundle or the device tree is not what it should be: nothing is started. The SMMU, if it was
 /// found, is closed.
@@ -18,20 +40,23 @@ fn refuse(reason: impl fmt::Display) -> ! {
     firmware::system_off()
 }
 
-fn pa_range(range: dt::Range) -> Range<Pa> {
+fn pa_range(range: dt::Range) -> PaRange {
     range.base..range.base.add(range.size)
 }
 
+fn pages(range: PaRange) -> PaRange {
+    range.start.align_down(PAGE_SIZE)..Pa::new(range.end.raw().next_multiple_of(PAGE_SIZE))
+}
+
 /// The pieces of `ranges` that are in none of `holes`.
-fn without<const N: usize>(ranges: &[Range<Pa>], holes: &[Range<Pa>]) -> Vec<Range<Pa>, N> {
-    let mut left: Vec<Range<Pa>, N> = ranges.iter().cloned().collect();
+fn without(ranges: &[PaRange], holes: &[PaRange]) -> Vec<PaRange, MAX_PIECES> {
+    let mut left: Vec<PaRange, MAX_PIECES> = ranges.iter().cloned().collect();
     for hole in holes {
-        let mut next: Vec<Range<Pa>, N> = Vec::new();
+        let mut next: Vec<PaRange, MAX_PIECES> = Vec::new();
         for range in &left {
-            for piece in [
-                range.start..range.end.min(hole.start),
-                range.start.max(hole.end)..range.end,
-            ] {
+            for piece in
+                [range.start..range.end.min(hole.start), range.start.max(hole.end)..range.end]
+            {
                 if piece.start < piece.end && next.push(piece).is_err() {
                     refuse("memory is cut into too many pieces by what the boot loader put there");
                 }
@@ -48,26 +73,282 @@ pub fn primary(device_tree: Pa) -> ! {
         // Nobody can be told: the device tree is what names the console.
         boot::park()
     };
-    let blob_end = device_tree.add((blob.len() as u64).next_multiple_of(PAGE_SIZE));
-    let blob_range = device_tree.align_down(PAGE_SIZE)..blob_end;
+    let blob_range = pages(device_tree..device_tree.add(blob.len() as u64));
     let mut map = Map::of_image();
     map.add(blob_range.clone(), Use::Constants);
     let console = dt::console(blob);
     if let Some(uart) = console {
-        map.add(pa_range(uart.range), Use::Device);
+        map.add(pages(pa_range(uart.range)), Use::Device);
     }
     map.activate();
     if let Some(uart) = console {
-        crate::arch::uart::install_console(uart.range.base);
+        uart::install_console(uart.range.base);
     }
-    crate::console::start_log(log::LevelFilter::Info);
-    let machine = dt::discover(blob).unwrap_or_else(|refusal| refuse(refusal));
-    log::info!("{} CPUs", machine.cpus.len());
-    let _ = (without::<8>(&[], &[layout::image()]), &machine as &Machine);
-    panic!("hello");
+    console::start_log(log::LevelFilter::Info);
+
+    let facts = dt::discover(blob).unwrap_or_else(|refusal| refuse(refusal));
+    // Nothing comes before this (C1).
+    let smmus = close_smmus(&facts, &mut map);
+    set_log_level(&facts);
+    log::info!("Portcullis {} on {} CPUs", env!("CARGO_PKG_VERSION"), facts.cpus.len());
+
+    let bundle_range = facts.initrd.map(|range| pages(pa_range(range)));
+    let pieces = map_memory(&facts, &mut map, blob_range, bundle_range.clone());
+    fill_pools(&pieces);
+    map_devices(&facts, &mut map);
+    let pci = start_pci(&facts, &mut map);
+    let root = map.root();
+    map.seal();
+
+    start_interrupts(&facts);
+    let iommus = take_over(&facts, &smmus);
+    let vms = build_vms(&facts, &iommus, pci, bundle_range);
+    let own_memory = own_memory();
+    let hypervisor = Hypervisor { facts, iommus, pci, vms, own_memory }.install();
+
+    for (number, cpu) in hypervisor.facts.cpus.iter().enumerate().skip(1) {
+        if let Err(error) = boot::start_secondary(number, cpu.mpidr, root) {
+            refuse(format_args!("CPU {number} does not start: {error}"));
+        }
+    }
+    for vm in &hypervisor.vms {
+        vm.boot().unwrap_or_else(|error| refuse(format_args!("{}: {error}", vm.name())));
+    }
+    STARTED.call_once(|| ());
+    for (number, _) in hypervisor.facts.cpus.iter().enumerate().skip(1) {
+        gic().kick(number);
+    }
+    enter()
 }
 
-/// Every other CPU.
+/// Whether every VM is ready to run.
+static STARTED: Once<()> = Once::new();
+
+/// Every other CPU, under the final map.
 pub fn secondary() -> ! {
-    boot::park()
+    STARTED.wait();
+    enter()
+}
+
+fn enter() -> ! {
+    let facts = &hypervisor().facts;
+    let private = [
+        facts.gic.maintenance.intid,
+        facts.timers.hypervisor.intid,
+        facts.timers.virtual_.intid,
+        facts.timers.physical.intid,
+    ];
+    if let Err(error) = gic().start_cpu(&private) {
+        panic!("CPU {}: the interrupt controller does not start: {error:?}", cpu::number());
+    }
+    run::run()
+}
+
+/// Makes every SMMU abort everything, before anything else is looked at.
+fn close_smmus(facts: &Machine, map: &mut Map) -> Vec<SmmuHardware, { dt::MAX_DEVICES }> {
+    facts
+        .smmus
+        .iter()
+        .map(|node| {
+            map.add(pa_range(node.range), Use::Device);
+            let hardware = SmmuHardware::new(mem::device_window(node.range));
+            if let Err(error) = smmu::device::stop(&hardware) {
+                refuse(format_args!("SMMU at {}: {error}", node.range.base));
+            }
+            fatal::close_on_panic(&hardware);
+            hardware
+        })
+        .collect()
+}
+
+/// `log=LEVEL` on the hypervisor's command line.
+fn set_log_level(facts: &Machine) {
+    for argument in facts.bootargs.split_ascii_whitespace() {
+        match argument.split_once('=') {
+            Some(("log", level)) => match level.parse() {
+                Ok(level) => log::set_max_level(level),
+                Err(_) => refuse(format_args!(
+                    "command line: log={level}: use off, error, warn, info, debug or trace"
+                )),
+            },
+            _ => {
+                refuse(format_args!("command line: {argument:?} is no option; there is log=LEVEL"))
+            }
+        }
+    }
+}
+
+/// Maps RAM, and returns the pieces of it that nothing is in.
+fn map_memory(
+    facts: &Machine,
+    map: &mut Map,
+    device_tree: PaRange,
+    bundle: Option<PaRange>,
+) -> Vec<PaRange, MAX_PIECES> {
+    let ram: Vec<PaRange, { dt::MAX_MEMORY }> =
+        facts.memory.iter().map(|&range| pa_range(range)).collect();
+    let mut taken: Vec<PaRange, 4> = Vec::new();
+    // Room for all of them, and for one more.
+    let _ = taken.push(layout::image());
+    let _ = taken.push(device_tree);
+    if let Some(bundle) = bundle {
+        map.add(bundle.clone(), Use::Constants);
+        let _ = taken.push(bundle);
+    }
+    let reserved: Vec<PaRange, { dt::MAX_RESERVED }> =
+        facts.reserved.iter().map(|&range| pages(pa_range(range))).collect();
+    let pieces = without(&without(&ram, &taken), &reserved);
+    for piece in &pieces {
+        map.add(piece.clone(), Use::Data);
+    }
+    pieces
+}
+
+/// Gives the top of RAM to EL2's tables and the rest to guests.
+fn fill_pools(pieces: &[PaRange]) {
+    let mut tables = TABLE_POOL;
+    for piece in pieces.iter().rev() {
+        let size = piece.end.raw() - piece.start.raw();
+        let own = tables.min(size);
+        let cut = Pa::new(piece.end.raw() - own);
+        tables -= own;
+        frames::fill(&frames::TABLES, cut..piece.end);
+        frames::fill(&frames::GUEST_RAM, piece.start..cut);
+    }
+    if tables > 0 {
+        refuse("there is too little memory for EL2's own tables: give the machine more");
+    }
+}
+
+fn map_devices(facts: &Machine, map: &mut Map) {
+    map.add(pa_range(facts.gic.distributor), Use::Device);
+    for region in &facts.gic.redistributors {
+        map.add(pa_range(region.range), Use::Device);
+    }
+    for uart in facts.uarts.iter().skip(1) {
+        map.add(pages(pa_range(uart.range)), Use::Device);
+    }
+}
+
+/// Enumerates the PCI bus; every function is silent afterwards.
+fn start_pci(facts: &Machine, map: &mut Map) -> Option<&'static PciBus> {
+    static TOPOLOGY: Mutex<Topology> = Mutex::new(Topology::new());
+    static BUS: Once<PciBus> = Once::new();
+    let host = facts.pcie.first()?;
+    map.add(pa_range(host.ecam), Use::Device);
+    let hardware = mem::host_bridge(host);
+    let topology = MutexGuard::leak(TOPOLOGY.lock());
+    let buses = host.first_bus..=host.last_bus;
+    if let Err(error) = pci::enumerate(&hardware, buses, &host.windows, topology) {
+        refuse(error);
+    }
+    for function in topology.functions() {
+        let state = if function.armed_at_boot { ", armed by whoever was here before" } else { "" };
+        log::info!("{} {:04x}:{:04x}{state}", function.at, function.vendor, function.device);
+        for place in function.bars.iter().flatten().filter_map(|bar| Some((bar.place?, bar.size))) {
+            let (place, size) = place;
+            map.add(pages(place.cpu..place.cpu.add(size)), Use::Device);
+        }
+    }
+    Some(BUS.call_once(|| PciBus { hardware, topology }))
+}
+
+fn start_interrupts(facts: &Machine) {
+    let mpidrs: Vec<u64, MAX_CPUS> = facts.cpus.iter().map(|cpu| cpu.mpidr).collect();
+    let regions = facts
+        .gic
+        .redistributors
+        .iter()
+        .map(|region| (mem::device_window(region.range), region.stride));
+    let found = Gic::find(mem::device_window(facts.gic.distributor), regions, &mpidrs);
+    let gic = found.unwrap_or_else(|error| refuse(format_args!("GIC: {error:?}")));
+    let gic = machine::install_gic(gic);
+    if let Err(error) = gic.start() {
+        refuse(format_args!("GIC: {error:?}"));
+    }
+    let mut operator = None;
+    if let Some(uart) = facts.uarts.get(1) {
+        OPERATOR.install(uart::take(uart.range.base));
+        OPERATOR.listen();
+        operator = uart.interrupt.map(|interrupt| interrupt.intid);
+    }
+    interrupts::set_own(Own {
+        maintenance: facts.gic.maintenance.intid,
+        timer: facts.timers.hypervisor.intid,
+        operator,
+    });
+    for intid in operator {
+        machine::enable_own(intid, false);
+    }
+}
+
+fn take_over(facts: &Machine, smmus: &[SmmuHardware]) -> Iommus {
+    const PA_BITS: [u8; 7] = [32, 36, 40, 42, 44, 48, 52];
+    let parange = (sysreg::id_aa64mmfr0_el1() & 0xf) as usize;
+    let pa_bits = PA_BITS.get(parange).copied().unwrap_or(48).min(48);
+    if u32::from(pa_bits) < IPA_BITS {
+        refuse(format_args!(
+            "this CPU has {pa_bits} bits of physical address, guests need {IPA_BITS}: use another CPU model"
+        ));
+    }
+    // Requester IDs have sixteen bits; what the tree maps them to must fit.
+    let config = Config::new(16, pa_bits, false);
+    let iommus = facts
+        .smmus
+        .iter()
+        .zip(smmus)
+        .enumerate()
+        .map(|(number, (&node, &hardware))| {
+            let iommu = Iommu::take_over(number, node, hardware, &config).unwrap_or_else(|error| {
+                refuse(format_args!("SMMU at {}: {error}", node.range.base))
+            });
+            log::info!("SMMU at {}: {}", iommu.base(), iommu.lock().class().name());
+            for interrupt in [node.interrupts.eventq(), node.interrupts.gerror()] {
+                machine::enable_own(interrupt.intid, interrupt.trigger == dt::Trigger::Edge);
+            }
+            iommu
+        })
+        .collect();
+    Iommus(iommus)
+}
+
+fn build_vms(
+    facts: &Machine,
+    iommus: &Iommus,
+    bus: Option<&'static PciBus>,
+    bundle: Option<PaRange>,
+) -> Vec<Vm, { platform::bundle::MAX_VMS }> {
+    let Some(range) = bundle else {
+        refuse("the boot loader passed no bundle: load it as the initial RAM disk");
+    };
+    let bundle = Bundle::parse(mem::bundle(range)).unwrap_or_else(|error| refuse(error));
+    bundle.verify().unwrap_or_else(|error| refuse(error));
+    static NO_FUNCTIONS: Topology = Topology::new();
+    let topology = bus.map_or(&NO_FUNCTIONS, |bus| bus.topology);
+    let confined = |function: &pci::Function| match bus {
+        Some(bus) => pci::dma_check(&bus.hardware, function),
+        None => Ok(()),
+    };
+    let owned = ownership::check(bundle.vms(), facts, topology, confined)
+        .unwrap_or_else(|refusal| refuse(refusal));
+    let Some(format) = iommus.0.first().map(|iommu| iommu.lock().format()) else {
+        refuse("there is no SMMU");
+    };
+    bundle
+        .vms()
+        .iter()
+        .zip(owned)
+        .enumerate()
+        .map(|(index, (config, owned))| {
+            let name = config.name.clone();
+            Vm::new(index, config.clone(), format, owned, iommus, bus)
+                .unwrap_or_else(|error| refuse(format_args!("{name}: {error}")))
+        })
+        .collect()
+}
+
+/// What EL2 takes beside guests' RAM: its image and its frames.
+fn own_memory() -> u64 {
+    let image = layout::image();
+    image.end.raw() - image.start.raw() + frames::TABLES.used()
 }

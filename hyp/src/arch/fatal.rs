@@ -4,14 +4,16 @@ use core::arch::asm;
 use core::fmt::{self, Write as _};
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use platform::dt::MAX_DEVICES;
 use smmu::addr::Pa;
 
 use crate::arch::{firmware, mmio, sysreg};
+use crate::mem::shared::SmmuHardware;
 
 /// Where the last words go: a PL011's data register, or 0 before a UART was found.
 static CONSOLE: AtomicU64 = AtomicU64::new(0);
-/// The SMMU that has to be closed: its register base, or 0 before it was found.
-static SMMU: AtomicU64 = AtomicU64::new(0);
+/// The SMMUs that have to be closed: their register bases, 0 where there is none.
+static SMMUS: [AtomicU64; MAX_DEVICES] = [const { AtomicU64::new(0) }; MAX_DEVICES];
 /// Whether somebody is dying already.
 static DYING: AtomicU64 = AtomicU64::new(0);
 
@@ -24,13 +26,12 @@ pub unsafe fn set_console(base: Pa) {
     CONSOLE.store(base.raw(), Ordering::Relaxed);
 }
 
-/// From now on a panic closes the SMMU at `base`.
-///
-/// # Safety
-///
-/// An SMMUv3 whose `GBPA.ABORT` is set is mapped as Device memory at `base` for the rest of the run.
-pub unsafe fn set_smmu(base: Pa) {
-    SMMU.store(base.raw(), Ordering::Relaxed);
+/// From now on a panic closes this SMMU too.
+pub fn close_on_panic(hardware: &SmmuHardware) {
+    let free = SMMUS.iter().find(|slot| slot.load(Ordering::Relaxed) == 0);
+    if let Some(slot) = free {
+        slot.store(hardware.base().raw(), Ordering::Relaxed);
+    }
 }
 
 /// The raw console: no lock, no state, for the last words only.
@@ -53,15 +54,15 @@ const CR0: u64 = 0x20;
 
 /// Stops the machine because of `cause`.
 fn die(cause: fmt::Arguments<'_>) -> ! {
-    let smmu = SMMU.load(Ordering::Relaxed);
-    if smmu != 0 {
+    for smmu in SMMUS.iter().map(|slot| slot.load(Ordering::Relaxed)).filter(|&base| base != 0) {
         // With GBPA.ABORT set, a disabled SMMU aborts everything.
-        // SAFETY: `set_smmu` promised the mapping; disabling the SMMU can only stop DMA.
+        // SAFETY: only `close_on_panic` sets it, from hardware that is mapped for ever; disabling the SMMU can only stop DMA.
         unsafe { mmio::write32(Pa::new(smmu).add(CR0), 0) };
-        sysreg::dsb_sy();
     }
+    sysreg::dsb_sy();
     if DYING.swap(1, Ordering::Relaxed) == 0 {
-        let _ = writeln!(LastWords, "\n[el2] fatal: {cause}; the SMMU is closed, the machine stops\r");
+        let _ =
+            writeln!(LastWords, "\n[el2] fatal: {cause}; the SMMU is closed, the machine stops\r");
     }
     firmware::system_off()
 }
@@ -80,7 +81,9 @@ extern "C" fn fatal_exception(kind: u64) -> ! {
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
     match info.location() {
-        Some(location) => die(format_args!("{} ({}:{})", info.message(), location.file(), location.line())),
+        Some(location) => {
+            die(format_args!("{} ({}:{})", info.message(), location.file(), location.line()))
+        }
         None => die(format_args!("{}", info.message())),
     }
 }

@@ -5,11 +5,13 @@
 
 use core::arch::asm;
 
+use spin::Mutex;
+
 use crate::arch::cpu::{self, MAX_CPUS};
 use crate::arch::mmio::Window;
 use crate::arch::sysreg::{isb, read, write};
 
-/// The first shared peripheral interrupt.
+/// The first shared interrupt.
 pub const FIRST_SPI: u32 = 32;
 /// From here on an acknowledged number means that nothing is pending.
 const SPECIAL: u32 = 1020;
@@ -35,6 +37,8 @@ const ICACTIVER: u64 = 0x380;
 const IPRIORITYR: u64 = 0x400;
 const ICFGR: u64 = 0xc00;
 
+/// Bytes of a redistributor without virtual LPIs.
+const FRAMES: u64 = 0x2_0000;
 /// Reads before a register write that never takes effect is given up.
 const RWP_TRIES: u32 = 100_000;
 
@@ -56,6 +60,30 @@ pub struct Gic {
     distributor: Window,
     redistributors: [Option<Window>; MAX_CPUS],
     affinities: [u64; MAX_CPUS],
+    /// Held while a register that interrupts of several owners share is read, changed and written.
+    configuration: Mutex<()>,
+}
+
+/// A physical interrupt, and whose it is if every CPU has one of that number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// INTID 0 to 31 of one CPU.
+    Private {
+        /// Its CPU.
+        cpu: usize,
+        /// Its number.
+        intid: u32,
+    },
+    /// INTID 32 to 1019.
+    Shared(u32),
+}
+
+impl Line {
+    fn intid(self) -> u32 {
+        match self {
+            Self::Private { intid, .. } | Self::Shared(intid) => intid,
+        }
+    }
 }
 
 /// The affinity fields of an `MPIDR_EL1` value.
@@ -64,22 +92,28 @@ fn affinity(mpidr: u64) -> u64 {
 }
 
 impl Gic {
-    /// Finds the redistributor of each CPU. `regions` are mapped register windows of `stride` bytes per CPU.
+    /// Finds the redistributor of each CPU. `regions` are mapped register windows, with the bytes per CPU where
+    /// the device tree says them.
     ///
     /// # Errors
     ///
     /// [`GicError::NoRedistributor`] if a CPU has none.
     pub fn find(
         distributor: Window,
-        regions: impl Iterator<Item = Window> + Clone,
-        stride: u64,
+        regions: impl Iterator<Item = (Window, Option<u64>)> + Clone,
         mpidrs: &[u64],
     ) -> Result<Self, GicError> {
-        let mut gic = Self { distributor, redistributors: [None; MAX_CPUS], affinities: [0; MAX_CPUS] };
+        let mut gic = Self {
+            distributor,
+            redistributors: [None; MAX_CPUS],
+            affinities: [0; MAX_CPUS],
+            configuration: Mutex::new(()),
+        };
         for (cpu, &mpidr) in mpidrs.iter().enumerate() {
             let wanted = affinity(mpidr);
             gic.affinities[cpu] = wanted;
-            gic.redistributors[cpu] = regions.clone().find_map(|region| {
+            gic.redistributors[cpu] = regions.clone().find_map(|(region, stride)| {
+                let stride = stride.unwrap_or(FRAMES);
                 (0..region.size() / stride).find_map(|frame| {
                     let typer = region.read64(frame * stride + GICR_TYPER);
                     let found = (typer >> 32 & 0xff_ffff) | typer >> 56 << 32;
@@ -159,58 +193,56 @@ impl Gic {
         Ok(())
     }
 
-    /// The window and register offset that hold `intid`'s bit. Private interrupts are this CPU's.
-    fn place(&self, intid: u32, register: u64) -> (&Window, u64) {
-        if intid < FIRST_SPI {
-            (self.redistributor(cpu::number()), SGI_FRAME + register)
-        } else {
-            (&self.distributor, register + 4 * u64::from(intid / 32))
+    /// The window and register offset that hold the bit of `line`.
+    fn place(&self, line: Line, register: u64) -> (&Window, u64) {
+        match line {
+            Line::Private { cpu, .. } => (self.redistributor(cpu), SGI_FRAME + register),
+            Line::Shared(intid) => (&self.distributor, register + 4 * u64::from(intid / 32)),
         }
     }
 
-    fn write_bit(&self, intid: u32, register: u64) {
-        let (window, offset) = self.place(intid, register);
-        window.write32(offset, 1 << (intid % 32));
+    fn write_bit(&self, line: Line, register: u64) {
+        let (window, offset) = self.place(line, register);
+        window.write32(offset, 1 << (line.intid() % 32));
     }
 
     /// Enables or disables an interrupt.
-    pub fn set_enabled(&self, intid: u32, enabled: bool) {
-        self.write_bit(intid, if enabled { ISENABLER } else { ICENABLER });
+    pub fn set_enabled(&self, line: Line, enabled: bool) {
+        self.write_bit(line, if enabled { ISENABLER } else { ICENABLER });
     }
 
     /// Sets or clears an interrupt's pending state; a level that is high stays pending.
-    pub fn set_pending(&self, intid: u32, pending: bool) {
-        self.write_bit(intid, if pending { ISPENDR } else { ICPENDR });
+    pub fn set_pending(&self, line: Line, pending: bool) {
+        self.write_bit(line, if pending { ISPENDR } else { ICPENDR });
     }
 
     /// Whether an interrupt is pending.
-    pub fn is_pending(&self, intid: u32) -> bool {
-        let (window, offset) = self.place(intid, ISPENDR);
-        window.read32(offset) & 1 << (intid % 32) != 0
+    pub fn is_pending(&self, line: Line) -> bool {
+        let (window, offset) = self.place(line, ISPENDR);
+        window.read32(offset) & 1 << (line.intid() % 32) != 0
     }
 
     /// Clears an interrupt's active state.
-    pub fn deactivate(&self, intid: u32) {
-        self.write_bit(intid, ICACTIVER);
+    pub fn deactivate(&self, line: Line) {
+        self.write_bit(line, ICACTIVER);
     }
 
     /// Routes a shared interrupt to CPU `cpu`.
     pub fn set_target(&self, intid: u32, cpu: usize) {
-        if intid >= FIRST_SPI {
-            self.distributor.write64(GICD_IROUTER + 8 * u64::from(intid), self.affinities[cpu]);
-        }
+        self.distributor.write64(GICD_IROUTER + 8 * u64::from(intid), self.affinities[cpu]);
     }
 
-    /// Makes a shared interrupt edge-triggered or level-sensitive. The two bits of an interrupt share a register with fifteen
-    /// others: callers that run at the same time hold one lock.
-    pub fn set_edge(&self, intid: u32, edge: bool) {
-        if intid < FIRST_SPI {
-            return;
-        }
-        let offset = ICFGR + 4 * u64::from(intid / 16);
+    /// Makes an interrupt edge-triggered or level-sensitive. Its two bits share a register with fifteen others.
+    pub fn set_edge(&self, line: Line, edge: bool) {
+        let intid = line.intid();
+        let (window, offset) = match line {
+            Line::Private { cpu, .. } => (self.redistributor(cpu), SGI_FRAME + ICFGR + 4),
+            Line::Shared(_) => (&self.distributor, ICFGR + 4 * u64::from(intid / 16)),
+        };
         let bit = 2 << (2 * (intid % 16));
-        let old = self.distributor.read32(offset);
-        self.distributor.write32(offset, if edge { old | bit } else { old & !bit });
+        let _guard = self.configuration.lock();
+        let old = window.read32(offset);
+        window.write32(offset, if edge { old | bit } else { old & !bit });
     }
 
     /// Makes CPU `cpu` leave guest code soon.
@@ -224,7 +256,9 @@ impl Gic {
             | (target >> 8 & 0xff) << 16
             | list;
         // SAFETY: generates an interrupt whose handler only returns; the barrier lets the CPU see what it is kicked for.
-        unsafe { asm!("dsb ishst", "msr s3_0_c12_c11_5, {}", "isb", in(reg) value, options(nostack, preserves_flags)) };
+        unsafe {
+            asm!("dsb ishst", "msr s3_0_c12_c11_5, {}", "isb", in(reg) value, options(nostack, preserves_flags))
+        };
     }
 }
 
@@ -239,7 +273,11 @@ write!(icc_dir_el1, "s3_0_c12_c11_1");
 write!(ich_hcr_el2_write, "s3_4_c12_c11_0");
 read!(ich_hcr_el2, "s3_4_c12_c11_0");
 read!(ich_vtr_el2, "s3_4_c12_c11_1");
-write!(ich_vmcr_el2, "s3_4_c12_c11_7");
+write!(ich_vmcr_el2_write, "s3_4_c12_c11_7");
+read!(
+    /// The virtual CPU interface's priority mask, binary points and group enables.
+    pub virtual_machine_control, "s3_4_c12_c11_7"
+);
 write!(ich_ap0r0_el2, "s3_4_c12_c8_0");
 write!(ich_ap1r0_el2, "s3_4_c12_c9_0");
 
@@ -257,7 +295,9 @@ fn start_interface() {
 pub fn acknowledge() -> Option<u32> {
     let value: u64;
     // SAFETY: acknowledging changes the state of the interrupt controller only.
-    unsafe { asm!("mrs {}, s3_0_c12_c12_0", "dsb sy", out(reg) value, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("mrs {}, s3_0_c12_c12_0", "dsb sy", out(reg) value, options(nostack, preserves_flags))
+    };
     let intid = (value & 0xff_ffff) as u32;
     (intid < SPECIAL).then_some(intid)
 }
@@ -286,7 +326,7 @@ pub fn priority_bits() -> u32 {
 
 /// Puts the virtual CPU interface where a cold boot has it.
 pub fn reset_virtual_interface() {
-    ich_vmcr_el2(0);
+    ich_vmcr_el2_write(0);
     ich_ap0r0_el2(0);
     ich_ap1r0_el2(0);
     for index in 0..list_registers() {
@@ -339,4 +379,10 @@ pub fn read_list_register(index: usize) -> u64 {
 /// Writes a list register; nothing happens for one that does not exist.
 pub fn write_list_register(index: usize, value: u64) {
     list_register!(index, "msr " ", {}", in value);
+}
+
+/// Ends `intid` on this CPU for an owner that cannot.
+pub fn deactivate_here(intid: u32) {
+    icc_dir_el1(intid.into());
+    isb();
 }

@@ -35,7 +35,9 @@ pub fn invalidate_ipa(ipa: Ipa, pages: u64) {
         for page in 0..pages {
             let operand = (ipa.raw() >> 12) + page;
             // SAFETY: as above.
-            unsafe { asm!("tlbi ipas2e1is, {}", in(reg) operand, options(nostack, preserves_flags)) };
+            unsafe {
+                asm!("tlbi ipas2e1is, {}", in(reg) operand, options(nostack, preserves_flags))
+            };
         }
         dsb_ish();
         // Entries that combine both stages are not tagged by IPA.

@@ -89,8 +89,8 @@ const HCR: u64 = 1 // VM: stage 2
 
 /// Trace, SVE, SME and activity monitors trap; FP and Advanced SIMD do not (Arm ARM, `CPTR_EL2` with E2H=0).
 const CPTR: u64 = 0x33ff | 1 << 20 | 1 << 30;
-/// Performance monitors, statistical profiling, trace and the OS locks trap; `HPMN` is kept (Arm ARM, `MDCR_EL2`).
-const MDCR: u64 = 1 << 5 | 1 << 6 | 1 << 10 | 1 << 14 | 1 << 17 | 1 << 19;
+/// Performance monitors, statistical profiling and trace trap; `HPMN` is kept (Arm ARM, `MDCR_EL2`).
+const MDCR: u64 = 1 << 5 | 1 << 6 | 1 << 14 | 1 << 17 | 1 << 19;
 const MDCR_HPMN: u64 = 0x1f;
 
 /// Sets this CPU's traps and stage-2 regime, once for its virtual CPU `index`. `vtcr` and `vttbr` describe the CPU root.
@@ -135,11 +135,12 @@ pub fn reset(entry: u64, argument: u64) -> GuestRegisters {
         "cpacr_el1" = 0, "ttbr0_el1" = 0, "ttbr1_el1" = 0, "tcr_el1" = 0, "mair_el1" = 0, "amair_el1" = 0,
         "contextidr_el1" = 0, "tpidr_el0" = 0, "tpidr_el1" = 0, "tpidrro_el0" = 0, "vbar_el1" = 0,
         "esr_el1" = 0, "far_el1" = 0, "afsr0_el1" = 0, "afsr1_el1" = 0, "par_el1" = 0, "elr_el1" = 0, "spsr_el1" = 0,
-        "sp_el0" = 0, "sp_el1" = 0, "csselr_el1" = 0, "mdscr_el1" = 0, "cntkctl_el1" = 0,
+        "sp_el0" = 0, "sp_el1" = 0, "csselr_el1" = 0, "mdscr_el1" = 0, "oslar_el1" = 0, "osdlr_el1" = 0, "cntkctl_el1" = 0,
         "cntp_ctl_el0" = 0, "cntv_ctl_el0" = 0, "cntp_cval_el0" = 0, "cntv_cval_el0" = 0,
     }
     isb();
-    let mut registers = GuestRegisters { elr: entry, spsr: SPSR_MASKED | SPSR_EL1H, ..Default::default() };
+    let mut registers =
+        GuestRegisters { elr: entry, spsr: SPSR_MASKED | SPSR_EL1H, ..Default::default() };
     registers.x[0] = argument;
     registers
 }
@@ -211,4 +212,10 @@ pub fn inject_external_abort(registers: &mut GuestRegisters, esr: u64, far: u64)
 /// Steps over the instruction that trapped.
 pub fn skip(registers: &mut GuestRegisters, esr: u64) {
     registers.elr = registers.elr.wrapping_add(if esr & 1 << 25 != 0 { 4 } else { 2 });
+}
+
+/// Keeps the timers of a guest that stopped from interrupting.
+pub fn quiet_timers() {
+    reset_registers! { "cntp_ctl_el0" = 0, "cntv_ctl_el0" = 0 }
+    isb();
 }

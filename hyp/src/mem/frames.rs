@@ -108,3 +108,9 @@ impl Frames for TableFrames {
         unsafe { TABLES.release(at, size) }
     }
 }
+
+/// Gives `range` to `pool`, at boot.
+pub fn fill(pool: &Pool, range: Range<Pa>) {
+    // SAFETY: `start` calls this once for each piece of RAM that it has mapped as Data and in which nothing is; the SMMU is closed.
+    unsafe { pool.add(range) }
+}

@@ -115,7 +115,9 @@ impl GuestRam {
     pub fn scrub(&self) {
         for segment in &self.segments {
             // SAFETY: as in `copy_in`.
-            unsafe { core::ptr::write_bytes(segment.pa.raw() as *mut u8, 0, segment.size as usize) };
+            unsafe {
+                core::ptr::write_bytes(segment.pa.raw() as *mut u8, 0, segment.size as usize)
+            };
             cache::clean_and_invalidate(segment.pa, segment.size);
         }
     }

@@ -59,8 +59,7 @@ impl Use {
     fn attributes(self) -> El23Attributes {
         // MAIR index 0 is Device-nGnRE, 1 Normal write-back (boot.S). Bit 6, AP[1], is RES1 at EL2.
         let common = El23Attributes::VALID | El23Attributes::ACCESSED | El23Attributes::USER_RES1;
-        let normal =
-            common | El23Attributes::ATTRIBUTE_INDEX_1 | El23Attributes::INNER_SHAREABLE;
+        let normal = common | El23Attributes::ATTRIBUTE_INDEX_1 | El23Attributes::INNER_SHAREABLE;
         match self {
             Self::Code => normal | El23Attributes::READ_ONLY,
             Self::Constants => normal | El23Attributes::READ_ONLY | El23Attributes::XN,

@@ -1,0 +1,193 @@
+//! What a guest's trap is answered with.
+
+use platform::guest_map::{self, GICD, GICD_SIZE, GICR, GICR_STRIDE, PL011, PL011_SIZE};
+use platform::report::Cause;
+use smmu::addr::Ipa;
+
+use crate::arch::{idregs as hardware, sysreg, vcpu};
+use crate::exits::Reason;
+use crate::psci::{self, Outcome};
+use crate::run::{Flow, Running};
+use crate::syndrome::{Access, RegisterAccess, Trap, Width};
+use crate::vgic::{Region, SgiRegister};
+use crate::vm::{Power, Vm};
+use crate::{console, idregs, teardown};
+
+/// Answers the trap that `esr`, `far` and `hpfar` describe.
+pub fn trap(running: &mut Running, esr: u64, far: u64, hpfar: u64) -> Flow {
+    match Trap::decode(esr, far, hpfar) {
+        Trap::Wait => {
+            // Not trapped on purpose; a CPU that traps it anyway loses nothing by going on.
+            vcpu::skip(&mut running.registers, esr);
+            Flow::Continue
+        }
+        Trap::Hvc(_) => call(running),
+        Trap::Smc(_) => {
+            // Unlike HVC, SMC leaves the return address at the instruction itself.
+            vcpu::skip(&mut running.registers, esr);
+            call(running)
+        }
+        Trap::Register(access) => {
+            running.vm.exits.count(Reason::SystemRegister);
+            if register(running, access) {
+                vcpu::skip(&mut running.registers, esr);
+            } else {
+                vcpu::inject_undefined(&mut running.registers);
+            }
+            Flow::Continue
+        }
+        Trap::Data { ipa, access } if memory(running, ipa, access) => {
+            vcpu::skip(&mut running.registers, esr);
+            Flow::Continue
+        }
+        Trap::Data { ipa, .. } | Trap::Opaque { ipa } => {
+            running.vm.exits.count(Reason::Abort);
+            log::debug!("{}: nothing answers at {ipa}", running.vm.name());
+            vcpu::inject_external_abort(&mut running.registers, esr, far);
+            Flow::Continue
+        }
+        Trap::Undefined => {
+            running.vm.exits.count(Reason::Undefined);
+            vcpu::inject_undefined(&mut running.registers);
+            Flow::Continue
+        }
+    }
+}
+
+impl psci::Cpus for Vm {
+    fn power(&self, index: usize) -> Option<arm_psci::AffinityInfo> {
+        Some(match *self.vcpus.get(index)?.power.lock() {
+            Power::Off => arm_psci::AffinityInfo::Off,
+            Power::Starting { .. } => arm_psci::AffinityInfo::OnPending,
+            Power::On => arm_psci::AffinityInfo::On,
+        })
+    }
+
+    fn is_ram(&self, entry: Ipa) -> bool {
+        self.ram.contains(entry)
+    }
+
+    fn start(&self, index: usize, entry: Ipa, argument: u64) {
+        let vcpu = &self.vcpus[index];
+        *vcpu.power.lock() = Power::Starting { entry, argument };
+        crate::machine::gic().kick(vcpu.cpu);
+    }
+}
+
+fn call(running: &mut Running) -> Flow {
+    running.vm.exits.count(Reason::Call);
+    let x = &mut running.registers.x;
+    let arguments = [x[0], x[1], x[2], x[3]];
+    match psci::call(&arguments, running.vm) {
+        Outcome::Return(value) => x[0] = value,
+        Outcome::Standby => {
+            x[0] = 0;
+            if !running.interrupt_pending() {
+                sysreg::wfi();
+            }
+        }
+        Outcome::CpuOff => return Flow::Off,
+        Outcome::SystemOff => teardown::begin(running.vm, Cause::SystemOff),
+        Outcome::SystemReset => teardown::begin(running.vm, Cause::SystemReset),
+    }
+    Flow::Continue
+}
+
+fn get(running: &Running, register: Option<usize>) -> u64 {
+    register.map_or(0, |number| running.registers.x[number])
+}
+
+fn set(running: &mut Running, register: Option<usize>, value: u64) {
+    if let Some(number) = register {
+        running.registers.x[number] = value;
+    }
+}
+
+/// Answers an access to a system register; `false` if there is no such register.
+fn register(running: &mut Running, access: RegisterAccess) -> bool {
+    let vcpu = running.index;
+    match (access.register, access.read) {
+        ((3, 0, 0, crm @ 1..=7, op2), true) => {
+            let value = idregs::visible(crm, op2, hardware::read(crm, op2));
+            set(running, access.general, value);
+        }
+        // ACTLR_EL1 holds nothing that a guest could use.
+        ((3, 0, 1, 0, 1), true) => set(running, access.general, 0),
+        ((3, 0, 1, 0, 1), false) => {}
+        ((3, 0, 12, 11, op2 @ 5..=7), false) => {
+            let register =
+                [SgiRegister::Sgi1r, SgiRegister::Asgi1r, SgiRegister::Sgi0r][usize::from(op2) - 5];
+            let value = get(running, access.general);
+            running.with_gic(|gic| gic.send_sgi(vcpu, register, value));
+        }
+        ((3, 0, 12, 11, 1), false) => {
+            let value = get(running, access.general);
+            running.with_gic(|gic| gic.deactivate(vcpu, value));
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// Whether `ipa` is in the `size` bytes at `base`, and how far.
+fn within(ipa: Ipa, base: Ipa, size: u64) -> Option<u64> {
+    let offset = ipa.raw().checked_sub(base.raw())?;
+    (offset < size).then_some(offset)
+}
+
+/// Answers an access to emulated registers; `false` if there are none at `ipa`.
+fn memory(running: &mut Running, ipa: Ipa, access: Access) -> bool {
+    if !ipa.is_aligned(access.width.bytes()) {
+        return false;
+    }
+    let redistributors = GICR_STRIDE * running.vm.vcpus.len() as u64;
+    if let Some(offset) = within(ipa, GICD, GICD_SIZE) {
+        gic_register(running, Region::Distributor, offset, access);
+    } else if let Some(offset) = within(ipa, GICR, redistributors) {
+        gic_register(running, Region::Redistributor, offset, access);
+    } else if let Some(offset) = within(ipa, PL011, PL011_SIZE) {
+        uart_register(running, offset, access);
+    } else {
+        return false;
+    }
+    true
+}
+
+fn gic_register(running: &mut Running, region: Region, offset: u64, access: Access) {
+    running.vm.exits.count(Reason::Gic);
+    let width = match access.width {
+        Width::Byte => crate::vgic::Width::Byte,
+        Width::Half => crate::vgic::Width::Half,
+        Width::Word => crate::vgic::Width::Word,
+        Width::Double => crate::vgic::Width::Double,
+    };
+    if access.write {
+        let value = get(running, access.register);
+        running.with_gic(|gic| gic.write(region, offset, width, value));
+    } else {
+        let value = running.with_gic(|gic| gic.read(region, offset, width));
+        set(running, access.register, access.extend(value));
+    }
+}
+
+fn uart_register(running: &mut Running, offset: u64, access: Access) {
+    running.vm.exits.count(Reason::Uart);
+    let mut uart = running.vm.uart.lock();
+    let before = uart.interrupt();
+    let line = if access.write {
+        let value = get(running, access.register);
+        uart.write(offset, value)
+    } else {
+        let value = uart.read(offset, access.width);
+        set(running, access.register, access.extend(value));
+        None
+    };
+    let after = uart.interrupt();
+    drop(uart);
+    if let Some(line) = line {
+        console::CONSOLE.line(format_args!("[{}] {line}", running.vm.name()));
+    }
+    if before != after {
+        running.with_gic(|gic| gic.set_line(guest_map::PL011_INTERRUPT.intid, after));
+    }
+}

@@ -1,0 +1,86 @@
+//! Physical interrupts, all of which come to EL2.
+
+use spin::Once;
+
+use crate::arch::{gic, timer};
+use crate::console::OPERATOR;
+use crate::machine::{hypervisor, need_attention};
+use crate::operator;
+use crate::run::Running;
+
+/// The interrupts that are EL2's own.
+#[derive(Clone, Copy, Debug)]
+pub struct Own {
+    /// The maintenance interrupt of the virtual CPU interface.
+    pub maintenance: u32,
+    /// EL2's timer.
+    pub timer: u32,
+    /// The operator's UART.
+    pub operator: Option<u32>,
+}
+
+static OWN: Once<Own> = Once::new();
+
+/// Says, once, which interrupts are EL2's own beside the SMMUs'.
+pub fn set_own(own: Own) {
+    OWN.call_once(|| own);
+}
+
+/// Takes every pending interrupt of this CPU, on which `running` runs, if anything.
+pub fn service(mut running: Option<&mut Running>) {
+    while let Some(intid) = gic::acknowledge() {
+        if own(intid) {
+            gic::end(intid);
+            continue;
+        }
+        // From here on the guest's deactivation ends it.
+        gic::drop_priority(intid);
+        deliver(intid, running.as_deref_mut());
+    }
+}
+
+/// Handles `intid` if it is EL2's own.
+fn own(intid: u32) -> bool {
+    let own = OWN.get().expect("EL2's interrupts are set before any is enabled");
+    if intid == gic::KICK {
+        // Whoever kicked has left word of why.
+    } else if intid == own.maintenance {
+        need_attention();
+    } else if intid == own.timer {
+        timer::cancel_alarm();
+    } else if Some(intid) == own.operator {
+        while let Some(byte) = OPERATOR.read() {
+            operator::receive(byte);
+        }
+    } else if !hypervisor().iommus.interrupt(intid) {
+        return false;
+    }
+    true
+}
+
+/// Hands `intid` to the VM it belongs to.
+fn deliver(intid: u32, running: Option<&mut Running>) {
+    if intid < gic::FIRST_SPI {
+        match running {
+            Some(running) => {
+                let vcpu = running.index;
+                running.with_gic(|gic| gic.physical_interrupt(vcpu, intid));
+            }
+            // A timer of a guest that stopped meanwhile.
+            None => gic::deactivate_here(intid),
+        }
+        return;
+    }
+    let Some(vm) = hypervisor().interrupt_owner(intid) else {
+        gic::deactivate_here(intid);
+        return;
+    };
+    match running {
+        Some(running) if running.vm.index == vm.index => {
+            let vcpu = running.index;
+            running.with_gic(|gic| gic.physical_interrupt(vcpu, intid));
+        }
+        // The VM's interrupts are routed to its own CPUs; on this one it is idle.
+        _ => vm.vgic.lock().physical_interrupt(0, intid),
+    }
+}

@@ -1,0 +1,144 @@
+//! The machine's SMMUs, each behind one ticket lock.
+
+use heapless::Vec;
+use platform::dt::{self, MAX_DEVICES, Phandle};
+use smmu::addr::{Pa, StreamId, VmIndex, Vmid};
+use smmu::caps::Refusal;
+use smmu::device::{Config, Smmu};
+use smmu::error::HostError;
+use smmu::streams::{Stage2Binding, State, Streams};
+use smmu::teardown::Closed;
+use spin::{Mutex, MutexGuard};
+
+use crate::mem::frames::TableFrames;
+use crate::mem::shared::SmmuHardware;
+
+/// Records taken from an event queue before its lock is given up.
+const EVENTS_AT_ONCE: u32 = 256;
+
+/// A driver of one SMMU.
+pub type Driver = Smmu<'static, SmmuHardware>;
+
+/// One SMMU.
+pub struct Iommu {
+    /// What the device tree says of it.
+    pub facts: dt::Smmu,
+    driver: Mutex<Driver>,
+}
+
+impl Iommu {
+    /// Takes over SMMU number `number`, so that every stream aborts.
+    ///
+    /// # Errors
+    ///
+    /// What the hardware lacks.
+    pub fn take_over(
+        number: usize,
+        facts: dt::Smmu,
+        hardware: SmmuHardware,
+        config: &Config,
+    ) -> Result<Self, Refusal> {
+        static STREAMS: [Mutex<Streams>; MAX_DEVICES] =
+            [const { Mutex::new(Streams::new()) }; MAX_DEVICES];
+        // Each driver has its streams for ever.
+        let streams = MutexGuard::leak(STREAMS[number].lock());
+        let driver = Smmu::take_over(hardware, config, streams, &mut TableFrames)?;
+        Ok(Self { facts, driver: Mutex::new(driver) })
+    }
+
+    /// Where its registers are.
+    pub fn base(&self) -> Pa {
+        self.facts.range.base
+    }
+
+    /// Its driver.
+    pub fn lock(&self) -> MutexGuard<'_, Driver> {
+        self.driver.lock()
+    }
+
+    /// Gives the stream `sid` to `owner`, and opens it to what `binding` translates.
+    ///
+    /// # Errors
+    ///
+    /// A failure of the host's: the stream stays closed.
+    pub fn open(
+        &self,
+        sid: StreamId,
+        owner: VmIndex,
+        binding: &Stage2Binding,
+    ) -> Result<(), HostError> {
+        let mut driver = self.lock();
+        driver.attach(sid, Some(owner), &mut TableFrames)?;
+        driver.open_stage2(sid, binding)
+    }
+
+    /// Looks at the events and errors that are pending.
+    fn service(&self) {
+        loop {
+            let mut driver = self.lock();
+            let drained = driver.drain_events(EVENTS_AT_ONCE, &mut |event, owner| {
+                log::debug!("{event:?} of {owner:?}");
+            });
+            let outcome = driver.service_gerror();
+            drop(driver);
+            match (drained, outcome) {
+                (Ok(drained), Ok(())) if drained.more => {}
+                (Ok(_), Ok(())) => return,
+                (Err(error), _) | (_, Err(error)) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+/// The machine's SMMUs.
+pub struct Iommus(pub Vec<Iommu, MAX_DEVICES>);
+
+impl Iommus {
+    /// The SMMU that the device tree refers to as `phandle`.
+    pub fn find(&self, phandle: Phandle) -> Option<&Iommu> {
+        self.0.iter().find(|iommu| iommu.facts.phandle == phandle)
+    }
+
+    /// Handles the interrupt `intid` if it is an SMMU's.
+    pub fn interrupt(&self, intid: u32) -> bool {
+        let of = |iommu: &&Iommu| {
+            let interrupts = iommu.facts.interrupts;
+            interrupts.eventq().intid == intid || interrupts.gerror().intid == intid
+        };
+        match self.0.iter().find(of) {
+            Some(iommu) => {
+                iommu.service();
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Closes every stream of `owner`.
+    ///
+    /// # Errors
+    ///
+    /// A failure of the hardware: then nothing of the VM may be reused (C3).
+    pub fn close(&self, owner: VmIndex, vmid: Vmid) -> Result<Vec<Closed, MAX_DEVICES>, HostError> {
+        self.0.iter().map(|iommu| iommu.lock().close(owner, vmid)).collect()
+    }
+
+    /// Takes what is left in the event queues, so that counts are complete.
+    pub fn settle(&self) {
+        self.0.iter().for_each(Iommu::service);
+    }
+
+    /// The streams of `owner` that are in `state`.
+    pub fn streams_of(&self, owner: VmIndex, state: State) -> Vec<(usize, StreamId), 64> {
+        let mut found = Vec::new();
+        for (number, iommu) in self.0.iter().enumerate() {
+            for stream in iommu.lock().streams() {
+                if stream.owner() == Some(owner) && stream.state() == state {
+                    // The bundle has at most 64 functions, each with one stream.
+                    let _ = found.push((number, stream.sid()));
+                }
+            }
+        }
+        found
+    }
+}

@@ -1,0 +1,152 @@
+//! Sending the report.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use heapless::String;
+use platform::report::{
+    self as format, Command, Count, Events, Fault, Hex, MAX_LINE, MemoryKind, Name, Record, Sizes,
+    Step, Stopped, Stream, StreamState, VmExits, VmMemory,
+};
+use smmu::streams::State;
+use spin::Mutex;
+
+use crate::console::{CONSOLE, OPERATOR};
+use crate::iommu::Iommu;
+use crate::machine::hypervisor;
+use crate::mem::layout;
+use crate::vm::Vm;
+
+/// Whether the run's last report was sent.
+static LAST: AtomicBool = AtomicBool::new(false);
+
+/// Whether the caller is the one that sends the run's last report.
+pub fn claim_last() -> bool {
+    !LAST.swap(true, Ordering::AcqRel)
+}
+
+/// Frames records one after the other.
+struct Sender {
+    line: String<MAX_LINE>,
+    records: u32,
+}
+
+impl Sender {
+    fn send(&mut self, record: &Record) {
+        // What does not fit a line is missed by the count in `End`, so the reader notices.
+        self.records += 1;
+        if format::frame(record, &mut self.line).is_ok() {
+            let port = if OPERATOR.is_present() { &OPERATOR } else { &CONSOLE };
+            port.line(format_args!("{}", self.line));
+        }
+    }
+}
+
+/// Sends a complete report.
+pub fn send() {
+    // One at a time: lines of two reports would mix.
+    static SENDING: Mutex<()> = Mutex::new(());
+    let _guard = SENDING.lock();
+    let hypervisor = hypervisor();
+    hypervisor.iommus.settle();
+    let mut out = Sender { line: String::new(), records: 0 };
+    out.send(&Record::Begin { version: 1 });
+    for vm in &hypervisor.vms {
+        send_vm(&mut out, vm);
+    }
+    for iommu in &hypervisor.iommus.0 {
+        send_iommu(&mut out, iommu);
+    }
+    let text = layout::text();
+    out.send(&Record::Sizes(Sizes {
+        image_text: text.end.raw() - text.start.raw(),
+        el2_memory: hypervisor.own_memory,
+    }));
+    let records = out.records + 1;
+    out.send(&Record::End { records });
+}
+
+fn count(name: &str, count: u64) -> Count {
+    // Every name is a literal of ours that fits.
+    Count { name: String::try_from(name).unwrap_or_default(), count }
+}
+
+fn send_vm(out: &mut Sender, vm: &Vm) {
+    let name = vm.name().clone();
+    out.send(&Record::Vm(format::Vm {
+        name: name.clone(),
+        state: vm.life.lock().state(),
+        boots: vm.boots.load(Ordering::Relaxed),
+        cpus: vm.config.cpus.iter().copied().collect(),
+        exits: vm.exits.total(),
+    }));
+    for segment in vm.ram.segments() {
+        out.send(&Record::VmMemory(VmMemory {
+            vm: name.clone(),
+            ipa: Hex(segment.ipa.raw()),
+            pa: Hex(segment.pa.raw()),
+            size: segment.size,
+            kind: MemoryKind::Ram,
+        }));
+    }
+    for (reason, times) in vm.exits.iter().filter(|(_, times)| *times > 0) {
+        out.send(&Record::VmExits(VmExits {
+            vm: name.clone(),
+            reason: count(reason.name(), times),
+        }));
+    }
+}
+
+fn owner_name(stream: &smmu::streams::Stream) -> Option<Name> {
+    let owner = usize::from(stream.owner()?.0);
+    Some(hypervisor().vms.get(owner)?.name().clone())
+}
+
+fn state(state: State) -> StreamState {
+    match state {
+        State::Abort => StreamState::Abort,
+        State::Watch => StreamState::Watch,
+        State::Stage2 => StreamState::Stage2,
+    }
+}
+
+fn send_iommu(out: &mut Sender, iommu: &Iommu) {
+    let base = Hex(iommu.base().raw());
+    let driver = iommu.lock();
+    for stream in driver.streams() {
+        let sid = stream.sid().0;
+        let stopped = stream.stopped_after_teardown();
+        out.send(&Record::Stream(Stream {
+            sid,
+            vm: owner_name(stream),
+            device: String::new(),
+            state: state(stream.state()),
+            transitions: stream.transitions(),
+            armed_at_close: stream.armed_at_close(),
+            muted: stream.mutes() > 0,
+            stopped_after_teardown: Stopped {
+                count: stopped.count,
+                first: stopped.first.map(|at| Hex(at.raw())),
+                write: stopped.write,
+                silenced: stopped.silenced,
+            },
+        }));
+        for step in stream.history() {
+            out.send(&Record::Step(Step { sid, state: state(step.state), cfgi: step.cfgi }));
+        }
+        for (event, times) in stream.faults() {
+            out.send(&Record::Fault(Fault { sid, event: count(event, times) }));
+        }
+    }
+    let counters = driver.counters();
+    out.send(&Record::Smmu(format::Smmu {
+        base,
+        class: String::try_from(driver.class().name()).unwrap_or_default(),
+        syncs: counters.syncs,
+        guest_batches: 0,
+        events: Events { drained: counters.drained, forwarded: 0, dropped: counters.dropped },
+        gerror: counters.gerror,
+    }));
+    for (opcode, times) in driver.commands() {
+        out.send(&Record::Command(Command { base, opcode: count(opcode, times) }));
+    }
+}

@@ -1,0 +1,150 @@
+//! A physical CPU's life: run the virtual CPU that is its own, or wait for something to do.
+
+use smmu::addr::Ipa;
+
+use crate::arch::vcpu::{self, Exit, GuestRegisters};
+use crate::arch::{cpu, gic, sysreg, tlb};
+use crate::exits::Reason;
+use crate::machine::{hypervisor, take_attention};
+use crate::vgic::{ListRegisters, Vgic};
+use crate::vm::{Power, Vcpu, Vm};
+use crate::{emulate, interrupts, machine, teardown};
+
+/// What an exit leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// Guest code goes on.
+    Continue,
+    /// This virtual CPU stops.
+    Off,
+}
+
+/// Runs CPU number [`cpu::number`] for ever.
+pub fn run() -> ! {
+    let number = cpu::number();
+    let own = hypervisor().vms.iter().find_map(|vm| {
+        let index = vm.vcpus.iter().position(|vcpu| vcpu.cpu == number)?;
+        Some((vm, index))
+    });
+    if let Some((vm, index)) = own {
+        vcpu::configure(index, vm.vtcr, vm.vttbr);
+        // Whatever ran here before us may have used the same tags.
+        tlb::invalidate_guests();
+    }
+    loop {
+        interrupts::service(None);
+        if let Some((vm, index)) = own {
+            if let Some((entry, argument)) = starting(&vm.vcpus[index]) {
+                Running::new(vm, index, entry, argument).run();
+            }
+            // The first CPU of a VM does what is left to do when none of them runs.
+            if index == 0 {
+                teardown::advance(vm);
+            }
+        }
+        if own.is_none_or(|(vm, index)| starting(&vm.vcpus[index]).is_none()) {
+            sysreg::wfi();
+        }
+    }
+}
+
+/// Where this virtual CPU was told to start, if it was.
+fn starting(vcpu: &Vcpu) -> Option<(Ipa, u64)> {
+    match *vcpu.power.lock() {
+        Power::Starting { entry, argument } => Some((entry, argument)),
+        Power::Off | Power::On => None,
+    }
+}
+
+/// A virtual CPU between its start and its stop.
+pub struct Running {
+    /// Its VM.
+    pub vm: &'static Vm,
+    /// Which of the VM's CPUs it is.
+    pub index: usize,
+    /// Its general registers.
+    pub registers: GuestRegisters,
+    lists: ListRegisters,
+    /// Whether the list registers own the state of what they hold.
+    entered: bool,
+}
+
+impl Running {
+    fn new(vm: &'static Vm, index: usize, entry: Ipa, argument: u64) -> Self {
+        *vm.vcpus[index].power.lock() = Power::On;
+        gic::reset_virtual_interface();
+        Self {
+            vm,
+            index,
+            registers: vcpu::reset(entry.raw(), argument),
+            lists: ListRegisters::new(gic::list_registers()),
+            entered: false,
+        }
+    }
+
+    fn run(mut self) {
+        let mut flow = Flow::Continue;
+        while flow == Flow::Continue && !teardown::is_stopping(self.vm) {
+            if take_attention() || !self.entered {
+                self.load_interrupts();
+            }
+            let exit = vcpu::enter(&mut self.registers);
+            flow = self.handle(exit);
+        }
+        self.with_gic(|_| {});
+        vcpu::quiet_timers();
+        *self.vm.vcpus[self.index].power.lock() = Power::Off;
+    }
+
+    fn handle(&mut self, exit: Exit) -> Flow {
+        match exit {
+            Exit::Interrupt => {
+                self.vm.exits.count(Reason::Interrupt);
+                interrupts::service(Some(self));
+                Flow::Continue
+            }
+            Exit::Synchronous { esr, far, hpfar } => emulate::trap(self, esr, far, hpfar),
+            Exit::SystemError => {
+                self.vm.exits.count(Reason::SystemError);
+                log::warn!("{}: asynchronous external abort", self.vm.name());
+                teardown::begin(self.vm, platform::report::Cause::Fault);
+                Flow::Continue
+            }
+        }
+    }
+
+    /// Works on the VM's interrupt controller with the state of this CPU's list registers in it.
+    pub fn with_gic<R>(&mut self, work: impl FnOnce(&mut Vgic<machine::VmInterrupts>) -> R) -> R {
+        let mut gic = self.vm.vgic.lock();
+        self.store_interrupts(&mut gic);
+        work(&mut gic)
+    }
+
+    fn store_interrupts(&mut self, gic: &mut Vgic<machine::VmInterrupts>) {
+        if !core::mem::take(&mut self.entered) {
+            return;
+        }
+        for index in 0..self.lists.used {
+            self.lists.lr[index] = gic::read_list_register(index);
+        }
+        self.lists.vmcr = gic::virtual_machine_control();
+        self.lists.hcr = gic::virtual_control();
+        gic.leave(self.index, &self.lists);
+    }
+
+    fn load_interrupts(&mut self) {
+        let mut gic = self.vm.vgic.lock();
+        self.store_interrupts(&mut gic);
+        let written = gic.enter(self.index, &mut self.lists);
+        for index in 0..written {
+            gic::write_list_register(index, self.lists.lr[index]);
+        }
+        gic::set_virtual_control(self.lists.hcr);
+        self.entered = true;
+    }
+
+    /// Whether an interrupt waits for this CPU: a physical one for EL2, or one in its list registers.
+    pub fn interrupt_pending(&self) -> bool {
+        self.lists.lr[..self.lists.used].iter().any(|lr| lr >> 62 & 1 != 0) || !self.entered
+    }
+}

@@ -1,0 +1,226 @@
+//! A VM: what it is made of, and how it starts.
+
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use heapless::Vec;
+use platform::bundle::VmConfig;
+use platform::guest_map;
+use platform::report::Name;
+use smmu::addr::VmIndex;
+use smmu::addr::{Ipa, Pa, Vmid};
+use smmu::stage2::{Attributes, Format, Stage2, Stage2Error};
+use smmu::streams::Stage2Binding;
+use spin::Mutex;
+
+use crate::arch::cache;
+use crate::arch::cpu::MAX_CPUS;
+use crate::arch::gic;
+use crate::exits::Exits;
+use crate::iommu::Iommus;
+use crate::life::Life;
+use crate::machine::PciBus;
+use crate::machine::VmInterrupts;
+use crate::mem::frames::TableFrames;
+use crate::mem::guest::{GuestRam, OutOfMemory, OutsideRam};
+use crate::mem::shared::TableWords;
+use crate::ownership::VmFunctions;
+use crate::vgic::{self, PhysicalSpi, Vgic};
+use crate::vuart::VirtualUart;
+
+/// Why a VM was not made.
+#[derive(Debug)]
+pub enum VmError {
+    /// There is not enough RAM for it.
+    Memory(OutOfMemory),
+    /// Its stage 2 could not be built.
+    Stage2(Stage2Error),
+    /// An image does not fit its RAM.
+    Image,
+    /// Its interrupts make no GIC.
+    Gic(vgic::ConfigError),
+}
+
+impl core::fmt::Display for VmError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Memory(error) => write!(
+                f,
+                "{} KiB of its RAM could not be had: give the machine more memory",
+                error.missing >> 10
+            ),
+            Self::Stage2(error) => write!(f, "{error}"),
+            Self::Image => f.write_str("an image does not fit its RAM"),
+            Self::Gic(error) => write!(f, "its interrupts make no GIC: {error:?}"),
+        }
+    }
+}
+
+/// The translation of a VM's CPUs and that of its devices. RAM is in both, through the same tables.
+#[derive(Debug)]
+pub struct Space {
+    /// What CPUs reach.
+    pub cpu: Stage2,
+    /// What devices reach: RAM, nothing else.
+    pub dma: Stage2,
+}
+
+/// What a virtual CPU is to PSCI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// It does not run.
+    Off,
+    /// It was told to start.
+    Starting {
+        /// Where.
+        entry: Ipa,
+        /// With what in x0.
+        argument: u64,
+    },
+    /// It runs.
+    On,
+}
+
+/// A virtual CPU.
+#[derive(Debug)]
+pub struct Vcpu {
+    /// The physical CPU that is its own.
+    pub cpu: usize,
+    /// Whether it runs.
+    pub power: Mutex<Power>,
+}
+
+/// A VM.
+pub struct Vm {
+    /// Its place among the VMs.
+    pub index: VmIndex,
+    /// What it was made from.
+    pub config: VmConfig<'static>,
+    /// The tag of its translations, in CPUs and SMMUs alike.
+    pub vmid: Vmid,
+    /// Its RAM.
+    pub ram: GuestRam,
+    /// Its translations.
+    pub space: Mutex<Space>,
+    /// `VTCR_EL2` for its CPUs.
+    pub vtcr: u64,
+    /// `VTTBR_EL2` for its CPUs.
+    pub vttbr: u64,
+    /// What its streams are bound to.
+    pub binding: Stage2Binding,
+    /// Its interrupt controller.
+    pub vgic: Mutex<Vgic<VmInterrupts>>,
+    /// The shared interrupts that it owns.
+    pub spis: Vec<PhysicalSpi, { vgic::MAX_PHYSICAL_SPIS }>,
+    /// Its console.
+    pub uart: Mutex<VirtualUart>,
+    /// Its CPUs.
+    pub vcpus: Vec<Vcpu, MAX_CPUS>,
+    /// Where it is between birth and death.
+    pub life: Mutex<Life>,
+    /// Whether its CPUs have to leave guest code for good.
+    pub stopping: AtomicBool,
+    /// How often it was started.
+    pub boots: AtomicU32,
+    /// Why its CPUs left guest code.
+    pub exits: Exits,
+}
+
+impl Vm {
+    /// Makes VM number `index`: takes its RAM, builds its translations, and leaves it off.
+    ///
+    /// # Errors
+    ///
+    /// What is missing; the VM's memory is lost then, which does not matter as nothing is started.
+    pub fn new(
+        index: usize,
+        config: VmConfig<'static>,
+        format: Format,
+        owned: VmFunctions,
+        iommus: &Iommus,
+        _bus: Option<&'static PciBus>,
+    ) -> Result<Self, VmError> {
+        let spis: Vec<PhysicalSpi, { vgic::MAX_PHYSICAL_SPIS }> = Vec::new();
+        let _ = (owned, iommus);
+        let ram = GuestRam::allocate(guest_map::RAM, config.memory).map_err(VmError::Memory)?;
+        let space = build_space(&ram, format).map_err(VmError::Stage2)?;
+        let vmid = Vmid(index as u16 + 1);
+        let cpus: Vec<usize, MAX_CPUS> = config.cpus.iter().map(|&cpu| cpu as usize).collect();
+        let vcpus = cpus.iter().map(|&cpu| Vcpu { cpu, power: Mutex::new(Power::Off) }).collect();
+        let vgic = Vgic::new(
+            vgic::Config {
+                vcpus: cpus.len(),
+                list_registers: gic::list_registers(),
+                priority_bits: gic::priority_bits(),
+                spis: spis.clone(),
+            },
+            VmInterrupts { cpus },
+        )
+        .map_err(VmError::Gic)?;
+        // RES1, and an eight-bit VMID, which every CPU has.
+        let vtcr = format.vtcr() | 1 << 31;
+        Ok(Self {
+            index: VmIndex(index as u8),
+            vmid,
+            vtcr,
+            vttbr: space.cpu.root().raw() | u64::from(vmid.0) << 48,
+            binding: Stage2Binding::new(&space.dma, vmid),
+            ram,
+            space: Mutex::new(space),
+            vgic: Mutex::new(vgic),
+            spis,
+            uart: Mutex::new(VirtualUart::default()),
+            vcpus,
+            life: Mutex::new(Life::default()),
+            stopping: AtomicBool::new(false),
+            boots: AtomicU32::new(0),
+            exits: Exits::default(),
+            config,
+        })
+    }
+
+    /// Its unique name.
+    pub fn name(&self) -> &Name {
+        &self.config.name
+    }
+
+    /// Loads its images and tells its first CPU to start. Its RAM holds nothing but zeros, no CPU of it runs.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Image`].
+    pub fn boot(&self) -> Result<(), VmError> {
+        let images = [Some(self.config.kernel), self.config.initrd, Some(self.config.device_tree)];
+        for image in images.into_iter().flatten() {
+            self.ram.copy_in(image.load, image.data).map_err(|OutsideRam| VmError::Image)?;
+        }
+        cache::invalidate_instructions();
+        self.boots.fetch_add(1, Ordering::Relaxed);
+        self.stopping.store(false, Ordering::Release);
+        *self.life.lock() = Life::Running;
+        *self.vcpus[0].power.lock() = Power::Starting {
+            entry: self.config.entry,
+            argument: self.config.device_tree.load.raw(),
+        };
+        Ok(())
+    }
+
+    /// Whether none of its CPUs runs guest code.
+    pub fn is_parked(&self) -> bool {
+        self.vcpus.iter().all(|vcpu| *vcpu.power.lock() != Power::On)
+    }
+}
+
+fn build_space(ram: &GuestRam, format: Format) -> Result<Space, Stage2Error> {
+    let (memory, mut frames) = (TableWords, TableFrames);
+    let mut cpu = Stage2::new(format, &mut frames)?;
+    let mut dma = Stage2::new(format, &mut frames)?;
+    let mut end = Pa::new(0);
+    for segment in ram.segments() {
+        cpu.map(&memory, &mut frames, segment.ipa, segment.pa, segment.size, Attributes::RAM)?;
+        end = end.max(Pa::new(segment.ipa.raw() + segment.size));
+    }
+    // Nothing but RAM lies in the GiB that RAM touches, so the devices' root can lead to the CPUs' tables.
+    let shared = (end.raw() - guest_map::RAM.raw()).next_multiple_of(1 << 30);
+    dma.share(&memory, &mut frames, &mut cpu, guest_map::RAM, shared)?;
+    Ok(Space { cpu, dma })
+}
