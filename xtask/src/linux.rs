@@ -1,58 +1,55 @@
 //! The Linux guest: Debian's arm64 kernel, a small initramfs, and two disks with known content.
 //!
-//! The initramfs checks what it reads from each disk against digests it carries, writes to each disk's second half,
-//! and reports on its console; [`Disk::check`] then judges the disk images on the host.
+//! The initramfs loads the drivers, checks the first half of each disk against a digest it carries, writes each
+//! disk's second half, reads it back, and says so on its console; [`Disk::check`] then judges the images on the host:
+//!
+//! ```text
+//! @disk name=nvme0n1 bytes=16777216 sha256=ok        first half as expected (else sha256=BAD)
+//! @disk name=nvme0n1 write=ok bytes=16777216         second half written and read back (else write=BAD)
+//! @iommu 0000:00:03.0 type=DMA                       one line per device in a group, or `@iommu none`
+//! @interrupts irq=47 count=2190 GICv3 36 Level nvme0q0, nvme0q1
+//! @kernel [    1.2] text                             errors in the kernel's log
+//! @done role=linux                                   or `@done role=linux FAILED why=...`, then it powers off
+//! ```
+//!
+//! A disk is found by its serial number; where the kernel calls it otherwise than by its usual name, ` device=...`
+//! follows.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::setup::{Flavor, Missing, Options};
+use anyhow::Context as _;
+
+use crate::setup::{self, Flavor, Options};
+
+mod disk;
+mod initramfs;
+mod modules;
+mod program;
+
+pub use disk::{Bus, Disk};
+pub use initramfs::GuestFile;
+
+use initramfs::Initramfs;
+use modules::{Module, Modules};
 
 /// What the kernel's command line is unless a caller wants more.
 pub const APPEND: &str = "console=ttyAMA0";
 
-/// What a disk is attached to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bus {
-    /// An NVMe controller.
-    Nvme,
-    /// A virtio block device on PCI.
-    VirtioBlk,
-}
-
-/// A disk of the guest. The first half has known content, the second is zero until the guest writes to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Disk {
-    /// The name in the guest's testimony.
-    pub name: &'static str,
-    /// What it is attached to.
-    pub bus: Bus,
-    /// The serial number the device must have (at most 20 bytes): the guest finds the disk by it.
-    pub serial: &'static str,
-    /// The raw image.
-    pub image: PathBuf,
-    /// Bytes in each half.
-    pub half: u64,
-    /// SHA-256 of the first half, and of the second after the guest has written to it.
-    pub digests: [[u8; 32]; 2],
-}
-
-impl Disk {
-    /// Judges the image after the run: the first half unchanged, the second as the guest should have written it.
-    ///
-    /// The error says which half differs.
-    pub fn check(&self) -> Result<(), String> {
-        Err("not written".into())
-    }
-}
+/// The drivers of the two disks.
+const DRIVERS: [&str; 3] = ["virtio_pci", "virtio_blk", "nvme"];
+/// The guest's first process.
+const INIT: &str = include_str!("linux/init.sh");
 
 /// What a test adds to the initramfs.
 #[derive(Clone, Debug, Default)]
 pub struct Extra {
     /// Kernel modules to load beside those of the disks, by name; what they depend on comes along.
     pub modules: Vec<String>,
-    /// Files: path in the guest without the leading `/`, permission bits, content.
-    pub files: Vec<(String, u32, Vec<u8>)>,
-    /// A shell script that runs as `/stage` between the disk test and `@done`; a failure fails the run.
+    /// Files.
+    pub files: Vec<GuestFile>,
+    /// A script with its `#!` line (busybox's shell is `/bin/sh`) that runs as `/stage` after the disk test and before
+    /// `@done`; a failure fails the run.
     pub stage: Option<String>,
 }
 
@@ -74,12 +71,149 @@ pub struct Guest {
 }
 
 /// Builds the guest's files in `folder`, fetching what they are made of if need be.
+///
+/// Disk images already there are written anew. The error holds a [`setup::Missing`] if something could not be fetched.
 pub fn prepare(
-    _folder: &Path,
+    folder: &Path,
     flavor: Flavor,
-    _extra: &Extra,
+    extra: &Extra,
     options: &Options,
 ) -> anyhow::Result<Guest> {
-    let _: Result<_, Missing> = crate::setup::ensure_linux(options, flavor);
-    anyhow::bail!("not written")
+    let kernel = setup::ensure_linux(options, flavor)?;
+    let busybox = setup::ensure_busybox(options)?;
+    let busybox = fs::read(&busybox).with_context(|| busybox.display().to_string())?;
+    let modules = extra.modules.iter().map(String::as_str);
+    let modules = Modules::read(&kernel.modules)?
+        .load_order(&DRIVERS.into_iter().chain(modules).collect::<Vec<_>>())?;
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let disks =
+        Disk::create(folder).with_context(|| format!("{}: disk images", folder.display()))?;
+    let initrd = folder.join("initrd.cpio");
+    let archive = initramfs(busybox, modules, &disks, extra).archive()?;
+    fs::write(&initrd, archive).with_context(|| initrd.display().to_string())?;
+    Ok(Guest {
+        kernel: kernel.image,
+        initrd,
+        append: APPEND.into(),
+        expect: expect(&disks),
+        disks: disks.into(),
+        version: kernel.version,
+    })
+}
+
+/// The `kexec` program and its libraries, to be added to [`Extra::files`]; it is `/sbin/kexec` in the guest.
+pub fn kexec(options: &Options) -> anyhow::Result<Vec<GuestFile>> {
+    program::with_libraries(&setup::ensure_kexec_tools(options)?, "sbin/kexec")
+}
+
+fn initramfs(busybox: Vec<u8>, modules: Vec<Module>, disks: &[Disk], extra: &Extra) -> Initramfs {
+    let mut initramfs = Initramfs::default();
+    let mut file = |path: &str, mode, data: Vec<u8>| {
+        initramfs.file(GuestFile { path: path.into(), mode, data })
+    };
+    file("bin/busybox", 0o755, busybox);
+    file("init", 0o755, INIT.into());
+    file("portcullis/disks", 0o644, disk_table(disks).into());
+    let paths: Vec<_> = (0..)
+        .zip(&modules)
+        .map(|(at, module): (u32, _)| format!("modules/{at:02}-{}.ko", module.name))
+        .collect();
+    file(
+        "portcullis/modules",
+        0o644,
+        paths.iter().map(|path| format!("/{path}\n")).collect::<String>().into(),
+    );
+    for (path, module) in paths.iter().zip(modules) {
+        file(path, 0o644, module.data);
+    }
+    if let Some(stage) = &extra.stage {
+        file("stage", 0o755, stage.clone().into());
+    }
+    for name in ["dev", "proc", "sys", "tmp"] {
+        initramfs.folder(name);
+    }
+    for file in &extra.files {
+        initramfs.file(file.clone());
+    }
+    initramfs
+}
+
+/// What `init.sh` reads: each disk's second half is to get the first half of the next one.
+fn disk_table(disks: &[Disk]) -> String {
+    let next = disks.iter().cycle().skip(1);
+    disks
+        .iter()
+        .zip(next)
+        .map(|(disk, next)| {
+            let [first, second] = disk.digests.map(|digest| disk::hex(&digest));
+            format!(
+                "{} {} {} {first} {second} {}\n",
+                disk.name, disk.serial, disk.half, next.serial
+            )
+        })
+        .collect()
+}
+
+fn expect(disks: &[Disk]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for Disk { name, half, .. } in disks {
+        lines.push(format!("@disk name={name} bytes={half} sha256=ok"));
+        lines.push(format!("@disk name={name} write=ok bytes={half}"));
+    }
+    lines.push("@done role=linux".into());
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(name: &'static str, digest: u8, other: u8) -> Disk {
+        Disk {
+            name,
+            bus: Bus::Nvme,
+            serial: name,
+            image: "/image".into(),
+            half: 1 << 20,
+            digests: [[digest; 32], [other; 32]],
+        }
+    }
+
+    #[test]
+    fn the_guest_is_told_to_copy_what_the_host_expects() {
+        let table = disk_table(&[disk("a", 1, 2), disk("b", 2, 1)]);
+        let rows: Vec<Vec<_>> = table.lines().map(|line| line.split(' ').collect()).collect();
+        assert_eq!(rows.len(), 2);
+        assert_eq!((rows[0][0], rows[0][5]), ("a", "b"));
+        assert_eq!((rows[1][0], rows[1][5]), ("b", "a"));
+        // What is copied to a disk is what its source's first half has.
+        assert_eq!(rows[0][4], rows[1][3]);
+        assert_eq!(rows[1][4], rows[0][3]);
+    }
+
+    #[test]
+    fn modules_are_listed_in_load_order_where_they_are() {
+        let modules = ["z", "a"].map(|name| Module { name: name.into(), data: name.into() }).into();
+        let extra = Extra {
+            stage: Some("#!/bin/sh\n".into()),
+            files: vec![GuestFile { path: "init".into(), mode: 0o755, data: b"own".into() }],
+            ..Extra::default()
+        };
+        let archive = initramfs(b"busybox".into(), modules, &[], &extra).archive().unwrap();
+        let text = String::from_utf8_lossy(&archive);
+        assert!(text.contains("/modules/00-z.ko\n/modules/01-a.ko\n"));
+        // A test's file replaces the one that is there without it.
+        assert!(text.contains("own") && !text.contains("Process 1"));
+    }
+
+    #[test]
+    fn every_disk_and_the_end_are_expected() {
+        let lines = expect(&[disk("a", 1, 2)]);
+        let expected = [
+            "@disk name=a bytes=1048576 sha256=ok",
+            "@disk name=a write=ok bytes=1048576",
+            "@done role=linux",
+        ];
+        assert_eq!(lines, expected);
+    }
 }

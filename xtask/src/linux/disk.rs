@@ -1,0 +1,190 @@
+//! Disks whose content both sides know.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+/// Bytes in each half of a disk.
+pub const HALF: u64 = 16 << 20;
+
+/// What a disk is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bus {
+    /// An NVMe controller.
+    Nvme,
+    /// A virtio block device on PCI.
+    VirtioBlk,
+}
+
+/// A disk of the guest. The first half has known content, the second is zero until the guest writes to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The name in the guest's testimony.
+    pub name: &'static str,
+    /// What it is attached to.
+    pub bus: Bus,
+    /// The serial number the device must have (at most 20 bytes): the guest finds the disk by it.
+    pub serial: &'static str,
+    /// The raw image.
+    pub image: PathBuf,
+    /// Bytes in each half.
+    pub half: u64,
+    /// SHA-256 of the first half, and of the second after the guest has written to it.
+    pub digests: [[u8; 32]; 2],
+}
+
+impl Disk {
+    /// Writes the guest's two disks to `folder`, as they are before the first boot.
+    pub fn create(folder: &Path) -> io::Result<[Self; 2]> {
+        let [nvme, virtio] = [
+            ("nvme0n1", Bus::Nvme, "portcullis-nvme", "nvme.img", 1),
+            ("vda", Bus::VirtioBlk, "portcullis-virtio", "virtio.img", 2),
+        ];
+        let create = |(name, bus, serial, file, seed)| {
+            let image = folder.join(file);
+            let digest = write_image(&image, seed, HALF)?;
+            // The guest copies each first half to the other disk's second half; the caller below crosses these.
+            io::Result::Ok(Self { name, bus, serial, image, half: HALF, digests: [digest, digest] })
+        };
+        let [mut nvme, mut virtio] = [create(nvme)?, create(virtio)?];
+        std::mem::swap(&mut nvme.digests[1], &mut virtio.digests[1]);
+        Ok([nvme, virtio])
+    }
+
+    /// Judges the image after the run: the first half unchanged, the second as the guest should have written it.
+    ///
+    /// The error says which half differs.
+    pub fn check(&self) -> Result<(), String> {
+        let name = self.image.display();
+        let found = (|| {
+            let mut file = BufReader::new(File::open(&self.image)?);
+            let halves = [digest(&mut file, self.half)?, digest(&mut file, self.half)?];
+            io::Result::Ok(halves)
+        })()
+        .map_err(|error| format!("{name}: {error}"))?;
+        for (half, what) in [
+            (0, "first half, which the guest only reads"),
+            (1, "second half, which the guest writes"),
+        ] {
+            if found[half] != self.digests[half] {
+                return Err(format!(
+                    "{name}: the {what}, has SHA-256 {}, not {}",
+                    hex(&found[half]),
+                    hex(&self.digests[half])
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes an image of two halves and returns the digest of the first.
+fn write_image(path: &Path, seed: u64, half: u64) -> io::Result<[u8; 32]> {
+    let mut file = BufWriter::new(fs::File::create(path)?);
+    let mut hasher = Sha256::new();
+    let mut block = Vec::with_capacity(64 << 10);
+    for index in 0..half / 8 {
+        block.extend_from_slice(&word(seed, index).to_le_bytes());
+        if block.len() == block.capacity() || index + 1 == half / 8 {
+            hasher.update(&block);
+            file.write_all(&block)?;
+            block.clear();
+        }
+    }
+    let mut file = file.into_inner().map_err(|error| error.into_error())?;
+    file.set_len(2 * half)?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(hasher.finalize().into())
+}
+
+/// Word `index` of the content with this seed: SplitMix64, so that no block resembles another.
+fn word(seed: u64, index: u64) -> u64 {
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut z = (seed << 56).wrapping_add(index.wrapping_add(1).wrapping_mul(STEP));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// The digest of the next `length` bytes.
+fn digest(reader: &mut impl Read, length: u64) -> io::Result<[u8; 32]> {
+    let mut hasher = Sha256::new();
+    if io::copy(&mut reader.take(length), &mut hasher)? != length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(hasher.finalize().into())
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_known_content_and_as_many_zeros() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let found = write_image(&path, 1, 4096).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(bytes.len(), 8192);
+        assert_eq!(found, <[u8; 32]>::from(Sha256::digest(&bytes[..4096])));
+        assert!(bytes[4096..].iter().all(|byte| *byte == 0));
+        assert_eq!(write_image(&path, 1, 4096).unwrap(), found);
+        assert_ne!(write_image(&path, 2, 4096).unwrap(), found);
+    }
+
+    /// Two small disks after a guest has done its work.
+    fn written(folder: &Path) -> [Disk; 2] {
+        let disk = |name, seed| {
+            let image = folder.join(name);
+            let digest = write_image(&image, seed, 4096).unwrap();
+            Disk {
+                name,
+                bus: Bus::Nvme,
+                serial: name,
+                image,
+                half: 4096,
+                digests: [digest, digest],
+            }
+        };
+        let [mut a, mut b] = [disk("a", 1), disk("b", 2)];
+        std::mem::swap(&mut a.digests[1], &mut b.digests[1]);
+        let [mut left, mut right] = [&a, &b].map(|disk| fs::read(&disk.image).unwrap());
+        left.splice(4096.., right[..4096].to_vec());
+        right.splice(4096.., left[..4096].to_vec());
+        fs::write(&a.image, left).unwrap();
+        fs::write(&b.image, right).unwrap();
+        [a, b]
+    }
+
+    #[test]
+    fn the_host_sees_what_the_guest_wrote_and_what_it_should_not_have() {
+        let folder = tempfile::tempdir().unwrap();
+        let [a, b] = written(folder.path());
+        assert_eq!((a.check(), b.check()), (Ok(()), Ok(())));
+        let mut bytes = fs::read(&a.image).unwrap();
+        bytes[17] ^= 1;
+        fs::write(&a.image, &bytes).unwrap();
+        assert!(a.check().unwrap_err().contains("first half"));
+        write_image(&b.image, 2, 4096).unwrap();
+        assert!(b.check().unwrap_err().contains("second half"));
+        fs::write(&b.image, "short").unwrap();
+        assert!(b.check().is_err());
+    }
+
+    #[test]
+    fn serial_numbers_fit_the_devices() {
+        let folder = tempfile::tempdir().unwrap();
+        let disks = Disk::create(folder.path()).unwrap();
+        assert!(disks.iter().all(|disk| disk.serial.len() <= 20));
+        assert_eq!(disks[0].digests[0], disks[1].digests[1]);
+        assert_eq!(disks[1].digests[0], disks[0].digests[1]);
+        assert_ne!(disks[0].digests[0], disks[0].digests[1]);
+    }
+}
