@@ -7,15 +7,19 @@
 //! and the `evidence` crate judges.
 #![forbid(unsafe_code)]
 
+pub mod bundle;
 pub mod catalog;
 pub mod cli;
 pub mod device;
 pub mod exit;
+pub mod image;
 pub mod kernel;
 pub mod linux;
+pub mod machine;
 pub mod manifest;
 pub mod plan;
 pub mod setup;
 pub mod size;
 pub mod slots;
 pub mod vm;
+pub mod workspace;
