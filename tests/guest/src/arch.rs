@@ -8,3 +8,5 @@ pub mod call;
 pub mod cpu;
 pub mod exception;
 pub mod mem;
+pub mod odd;
+pub mod tables;

@@ -11,6 +11,8 @@ use crate::timer::{self, Deadline};
 
 /// Device ID in the high half, vendor ID in the low half.
 const ID: u32 = 0x11e8_1234;
+/// What the device's first register says.
+pub const IDENTIFICATION: u32 = 0x0100_00ed;
 /// The size of the device's buffer: the most that one DMA moves. QEMU does not check, it overruns.
 pub const BUFFER_SIZE: u64 = 4096;
 /// Where the device has its buffer, in its own address space.

@@ -28,6 +28,7 @@ const ISENABLER: u64 = 0x0100;
 const ICENABLER: u64 = 0x0180;
 const ISPENDR: u64 = 0x0200;
 const ICPENDR: u64 = 0x0280;
+const ICACTIVER: u64 = 0x0380;
 const IPRIORITYR: u64 = 0x0400;
 const ICFGR: u64 = 0x0c00;
 const GICD_IROUTER: u64 = 0x6000;
@@ -153,6 +154,15 @@ pub fn set_priority(intid: u32, priority: u8) {
 /// Lets only interrupts more urgent than `priority` reach this CPU.
 pub fn set_priority_mask(priority: u8) {
     cpu::set_priority_mask(priority.into());
+}
+
+/// Makes every interrupt of this CPU, and every shared one, disabled, inactive and not pending.
+pub fn silence() {
+    for first in (0..intids()).step_by(32) {
+        for registers in [ICENABLER, ICPENDR, ICACTIVER] {
+            mem::write32(bank(first) + registers + u64::from(first / 32) * 4, u32::MAX);
+        }
+    }
 }
 
 /// How an SPI is triggered.

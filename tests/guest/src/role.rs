@@ -1,12 +1,15 @@
 //! The roles.
 
+mod check;
 mod irq;
 mod memory;
+mod probe;
 mod rogue;
 mod smp;
 mod spin;
 mod victim;
 
+use self::check::{Check, check, expect};
 use crate::edu::Transfer;
 use crate::machine::Machine;
 use crate::pci::Function;
@@ -23,6 +26,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
         "victim" => victim::run(machine),
         "rogue" => rogue::run(machine),
         "irq" => irq::run(machine),
+        "probe" => probe::run(machine),
         "smp" => smp::run(machine),
         "spin" => spin::run(machine),
         _ => Err("bootargs: unknown role"),
@@ -37,20 +41,6 @@ fn tried(device: Function, transfer: Transfer, arrived: u64) {
         transfer.address,
         transfer.accesses()
     );
-}
-
-/// Testifies to one check of a suite: what was seen matters only if it failed.
-fn check(name: &str, passed: bool, seen: core::fmt::Arguments<'_>) {
-    if passed {
-        println!("@check name={name} ok");
-    } else {
-        println!("@check name={name} FAILED why={seen}");
-    }
-}
-
-/// Testifies whether something is what it should be.
-fn expect<T: PartialEq + core::fmt::Debug>(name: &str, seen: T, wanted: T) {
-    check(name, seen == wanted, format_args!("{seen:?} instead of {wanted:?}"));
 }
 
 /// The last line of a role.

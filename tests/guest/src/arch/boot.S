@@ -115,15 +115,26 @@ el1:
     b       .
     .ltorg
 
-    // On the bare machine nobody answers an HVC: give the answer a hypervisor would give.
+    // On the bare machine nobody is at EL2: give an HVC the answer a hypervisor would give, and step over
+    // whatever else of EL1 ends up here.
     .balign 2048
 el2_vectors:
     .fill   8 * 128, 1, 0
-    mov     x0, #-1                     // from EL1, synchronous: NOT_SUPPORTED
+    msr     tpidr_el2, x0               // from EL1, synchronous
+    mrs     x0, esr_el2
+    lsr     x0, x0, #26
+    sub     x0, x0, #0x16               // HVC
+    cbz     x0, 1f
+    mrs     x0, elr_el2
+    add     x0, x0, #4
+    msr     elr_el2, x0
+    mrs     x0, tpidr_el2
+    eret
+1:  mov     x0, #-1                     // NOT_SUPPORTED
     eret
     .balign 2048
 
-    .section .tables, "a"
+    .section .tables, "aw"
     .balign 4096
     // 40 bits of identity map in 1 GiB blocks. The first GiB of RAM, the only RAM that the runtime uses, is
     // Normal and executable; everything else is Device and never executed.
@@ -133,6 +144,7 @@ level0_table:
     .quad   level1_tables + 3
     .quad   level1_tables + 4096 + 3
     .fill   510, 8, 0
+    .globl  level1_tables
 level1_tables:
     .quad   device
     .quad   0x40000000 | normal

@@ -42,6 +42,16 @@ impl Fault {
         self.class() == 0x25 && self.esr & 0x3f == 0x10
     }
 
+    /// Whether it is a synchronous external abort on a data access or on the table walk for it.
+    pub fn is_external_abort_of_walk(self) -> bool {
+        self.is_external_abort() || self.class() == 0x25 && self.esr & 0x3c == 0x14
+    }
+
+    /// Whether it is a synchronous external abort on an instruction fetch.
+    pub fn is_external_fetch_abort(self) -> bool {
+        self.class() == 0x21 && self.esr & 0x3f == 0x10
+    }
+
     /// Whether it is an undefined instruction or register.
     pub fn is_undefined(self) -> bool {
         self.class() == 0
@@ -72,7 +82,8 @@ static CATCHERS: [Catcher; MAX_CPUS] = [const {
 
 /// Runs `attempt` and returns the first synchronous exception in it, if there was one.
 ///
-/// Every faulting instruction is skipped: a load among them leaves its register as it was.
+/// Every faulting instruction is skipped: a load among them leaves its register as it was. A jump out of the
+/// image is answered with a return.
 pub fn catch<T>(attempt: impl FnOnce() -> T) -> Result<T, Fault> {
     let catcher = &CATCHERS[cpu::index()];
     catcher.caught.store(false, Ordering::Relaxed);
@@ -100,7 +111,8 @@ extern "C" fn guest_exception(kind: u64, frame: &mut Frame) {
             catcher.esr.store(frame.esr, Ordering::Relaxed);
             catcher.far.store(frame.far, Ordering::Relaxed);
         }
-        frame.elr += 4;
+        let in_image = super::boot::image().contains(&frame.elr);
+        frame.elr = if in_image { frame.elr + 4 } else { frame.x[30] };
         return;
     }
     panic!(
