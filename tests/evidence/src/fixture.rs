@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use platform::report::{
-    self as wire, Cause, Count, Events, Hex, MAX_LINE, MemoryKind, Record, Stopped, StreamState, VmState,
+    self as wire, Cause, Count, Events, Hex, MAX_LINE, MemoryKind, Record, Stopped, StreamState,
+    VmState,
 };
 use smmu::addr::StreamId;
 
@@ -91,7 +92,9 @@ pub fn register(offset: u64, value: u64) -> String {
 }
 
 fn tried(op: &str, address: u64, arrived: u64) -> String {
-    format!("[rogue] @tried device=00:02.0 op={op} address={address:#x} accesses=64 arrived={arrived}")
+    format!(
+        "[rogue] @tried device=00:02.0 op={op} address={address:#x} accesses=64 arrived={arrived}"
+    )
 }
 
 fn machine() -> Machine {
@@ -335,7 +338,7 @@ impl Run {
     }
 
     /// The report as EL2 sends it.
-    fn collector(&self) -> Collector {
+    pub fn collector(&self) -> Collector {
         let mut collector = Collector::new();
         let mut send = |record: &Record| {
             let mut line = heapless::String::<MAX_LINE>::new();
@@ -363,7 +366,9 @@ fn records(report: &Report) -> Vec<Record> {
     let name = |name: &str| wire::Name::try_from(name).unwrap();
     let counts = |counts: &BTreeMap<String, u64>| -> Vec<Count> {
         let counts = counts.iter();
-        counts.map(|(name, &count)| Count { name: name.as_str().try_into().unwrap(), count }).collect()
+        counts
+            .map(|(name, &count)| Count { name: name.as_str().try_into().unwrap(), count })
+            .collect()
     };
     let mut records = Vec::new();
     for vm in &report.vms {
@@ -400,9 +405,12 @@ fn records(report: &Report) -> Vec<Record> {
             muted: stream.muted,
             stopped_after_teardown: stream.stopped_after_teardown,
         }));
-        records.extend(stream.history.iter().map(|&Entered { state, cfgi }| {
-            Record::Step(wire::Step { sid, state, cfgi })
-        }));
+        records.extend(
+            stream
+                .history
+                .iter()
+                .map(|&Entered { state, cfgi }| Record::Step(wire::Step { sid, state, cfgi })),
+        );
         let faults = counts(&stream.faults).into_iter();
         records.extend(faults.map(|event| Record::Fault(wire::Fault { sid, event })));
     }

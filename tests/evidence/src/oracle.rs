@@ -19,7 +19,7 @@ use crate::trace::{Stream, Trace};
 /// Something that must not be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// The trace is empty, or has lost the register writes that any run begins with.
+    /// The trace is empty, or has lost what any run begins with.
     Lost,
     /// A line of the trace could not be read.
     Unreadable(String),
@@ -111,7 +111,7 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let somebody = |vm: &Option<String>| vm.clone().unwrap_or_else(|| "nobody".into());
         match self {
-            Self::Lost => f.write_str("QEMU's trace is lost: it has no register write"),
+            Self::Lost => f.write_str("QEMU's trace is lost"),
             Self::Unreadable(line) => write!(f, "QEMU's trace has an unreadable line: {line}"),
             Self::Overflowed => f.write_str("QEMU's trace is too varied to be judged"),
             Self::AbortNeverSet => f.write_str("GBPA.ABORT was never set"),
@@ -154,11 +154,11 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Judges `trace` against what EL2 reported of the same run.
+/// Judges `trace` against what EL2 reported of the same run; without a report, what the trace alone says.
 ///
 /// Returns everything that is wrong, the gravest first; an empty list acquits.
-pub fn judge(trace: &Trace, report: &Report, machine: &Machine) -> Vec<Finding> {
-    let mut findings = integrity(trace);
+pub fn judge(trace: &Trace, report: Option<&Report>, machine: &Machine) -> Vec<Finding> {
+    let mut findings = integrity(trace, machine);
     if trace.register_writes() > 0 && !trace.abort_was_set() {
         findings.push(Finding::AbortNeverSet);
     }
@@ -170,17 +170,24 @@ pub fn judge(trace: &Trace, report: &Report, machine: &Machine) -> Vec<Finding> 
     }
     for (&sid, stream) in trace.streams() {
         untranslated(sid, stream, &mut findings);
-        confined(sid, stream, report, machine, &mut findings);
     }
-    owners(report, machine, &mut findings);
-    lost_commands(trace, report, &mut findings);
-    shared(report, &mut findings);
+    if let Some(report) = report {
+        for (&sid, stream) in trace.streams() {
+            confined(sid, stream, report, machine, &mut findings);
+        }
+        owners(report, machine, &mut findings);
+        lost_commands(trace, report, &mut findings);
+        shared(report, &mut findings);
+    }
     findings.sort_by_key(gravity);
     findings
 }
 
 /// What is wrong with the trace itself, whatever it tells.
-pub fn integrity(trace: &Trace) -> Vec<Finding> {
+///
+/// EL2 always writes registers. Natively a guest may leave the SMMU alone; then DMA shows that there is a
+/// trace.
+pub fn integrity(trace: &Trace, machine: &Machine) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Some(line) = trace.unread() {
         findings.push(Finding::Unreadable(line.to_owned()));
@@ -188,7 +195,7 @@ pub fn integrity(trace: &Trace) -> Vec<Finding> {
     if trace.overflowed() {
         findings.push(Finding::Overflowed);
     }
-    if trace.register_writes() == 0 {
+    if trace.register_writes() == 0 && (!machine.native || trace.streams().is_empty()) {
         findings.push(Finding::Lost);
     }
     findings

@@ -52,8 +52,9 @@ pub fn qemu_arguments() -> Vec<String> {
 }
 
 /// What QEMU's SMMU did, so far.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Trace {
+    budget: usize,
     lines: u64,
     streams: BTreeMap<StreamId, Stream>,
     commands: BTreeMap<String, u64>,
@@ -120,7 +121,27 @@ pub struct Epoch {
 impl Trace {
     /// An empty trace.
     pub fn new() -> Self {
-        Self::default()
+        Self::with_budget(BUDGET)
+    }
+
+    pub(crate) fn with_budget(budget: usize) -> Self {
+        Self {
+            budget,
+            lines: 0,
+            streams: BTreeMap::new(),
+            commands: BTreeMap::new(),
+            register_writes: 0,
+            enabled: false,
+            abort: false,
+            abort_ever: false,
+            abort_cleared: 0,
+            gerror: 0,
+            unread: None,
+            entries: 0,
+            overflowed: false,
+            names: BTreeMap::new(),
+            pending: Vec::new(),
+        }
     }
 
     /// Takes one line of QEMU's output. Returns whether it belonged to the trace; any other line is
@@ -209,7 +230,7 @@ impl Trace {
     /// Lets `happen` change what is known of the current epoch. It must add no entries once the budget is
     /// spent; from then on a new epoch is part of the last one.
     fn epoch(&mut self, sid: StreamId, happen: impl FnOnce(&mut Epoch, bool)) {
-        let full = self.entries >= BUDGET;
+        let full = self.entries >= self.budget;
         self.overflowed |= full;
         let stream = self.streams.entry(sid).or_default();
         let number = match stream.epochs.last_key_value() {
@@ -235,7 +256,7 @@ impl Trace {
     }
 
     fn open(&mut self, sid: StreamId, iova: Iova, count: impl FnOnce(&mut Stream)) {
-        let full = self.entries >= BUDGET;
+        let full = self.entries >= self.budget;
         self.overflowed |= full;
         let stream = self.streams.entry(sid).or_default();
         count(stream);
@@ -311,6 +332,12 @@ impl Trace {
     /// A line that began like a trace line and could not be read: torn, or of a QEMU not known here.
     pub fn unread(&self) -> Option<&str> {
         self.unread.as_deref()
+    }
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

@@ -95,14 +95,22 @@ pub fn judge(case: &Case<'_>) -> Verdict {
     let (found, unsearched) = search(case, &report);
     let cells = Cells::gather(machine, testimony, &report, trace, &found, case.ram);
 
-    findings.extend(oracle_findings(machine, trace, &report));
-    findings.extend(cells.findings.iter().cloned());
+    // Natively nothing confines, so that only the trace itself can be at fault.
+    let judged = match machine.native {
+        true => oracle::integrity(trace, machine),
+        false => oracle::judge(trace, incomplete.is_none().then_some(&report), machine),
+    };
+    findings.extend(judged.iter().map(ToString::to_string));
     findings.extend(incomplete.iter().map(ToString::to_string));
-    findings.extend(agreement::guests(machine, testimony, &report));
+    if incomplete.is_none() {
+        findings.extend(cells.findings);
+        findings.extend(agreement::memory(machine, &report, &found));
+    }
+    findings.extend(agreement::guests(machine, testimony));
     if !machine.native && incomplete.is_none() {
+        findings.extend(agreement::ends(machine, &report));
         findings.extend(agreement::el2(&report, trace, machine));
     }
-    findings.extend(agreement::memory(machine, &report, &found));
     findings.extend(unsearched);
     let sources = sources(case, incomplete);
 
@@ -111,20 +119,6 @@ pub fn judge(case: &Case<'_>) -> Verdict {
     let reason = findings.first().cloned().unwrap_or_else(|| agree.into());
     let table = table::render(&cells.rows, &findings, machine.native);
     Verdict { pass, reason, findings, sources, report, table }
-}
-
-/// What the oracle finds. Natively nothing confines, so that only the trace itself can be at fault.
-fn oracle_findings(machine: &Machine, trace: &Trace, report: &Report) -> Vec<String> {
-    let findings = match machine.native {
-        // A guest that leaves the SMMU alone writes no register: DMA is what shows that the trace works.
-        true if !trace.streams().is_empty() => oracle::integrity(trace)
-            .into_iter()
-            .filter(|finding| *finding != oracle::Finding::Lost)
-            .collect(),
-        true => oracle::integrity(trace),
-        false => oracle::judge(trace, report, machine),
-    };
-    findings.iter().map(ToString::to_string).collect()
 }
 
 /// Searches physical memory for what the attackers wrote; says what keeps it from being searched.
@@ -152,7 +146,7 @@ fn sources(case: &Case<'_>, incomplete: Option<report::Error>) -> Sources {
         lines,
         problem,
     };
-    let integrity = oracle_integrity(case);
+    let integrity = oracle::integrity(case.trace, case.machine);
     let unread = case.testimony.guests().find_map(|(_, guest)| guest.unread.clone());
     Sources {
         guests: source(case.testimony.lines(), unread),
@@ -160,15 +154,8 @@ fn sources(case: &Case<'_>, incomplete: Option<report::Error>) -> Sources {
             true => Source::default(),
             false => source(case.report.lines(), incomplete.map(|error| error.to_string())),
         },
-        qemu: source(case.trace.lines(), integrity),
+        qemu: source(case.trace.lines(), integrity.first().map(ToString::to_string)),
     }
-}
-
-fn oracle_integrity(case: &Case<'_>) -> Option<String> {
-    let native = case.machine.native;
-    let faults = oracle::integrity(case.trace).into_iter();
-    let mut faults = faults.filter(|fault| !native || *fault != oracle::Finding::Lost);
-    faults.next().map(|fault| fault.to_string())
 }
 
 impl Guest {

@@ -223,8 +223,12 @@ fn contradictions_are_noticed() {
     }
     // Each of these speaks of something that is not there any more.
     for missing in [7, 8, 9] {
-        let without: Vec<_> =
-            all.iter().enumerate().filter(|(at, _)| *at != missing).map(|(_, r)| r.clone()).collect();
+        let without: Vec<_> = all
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| *at != missing)
+            .map(|(_, r)| r.clone())
+            .collect();
         let error = error(&collect(&without));
         assert!(matches!(error, Error::Contradiction(_)), "without record {missing}: {error}");
     }
@@ -235,6 +239,8 @@ fn contradictions_are_noticed() {
 /// The checksum of a frame, as section 3.1.1 of RFC 1952 defines it.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
     })
 }

@@ -20,13 +20,16 @@ fn every_kind_of_line_is_read() {
         "@iommu groups=2",
         "@done role=victim",
     ]);
-    assert_eq!(guest.tried[0], Tried {
-        device: "00:01.0".into(),
-        op: Op::Write,
-        address: 0x4040_0000,
-        accesses: 1024,
-        arrived: 1023,
-    });
+    assert_eq!(
+        guest.tried[0],
+        Tried {
+            device: "00:01.0".into(),
+            op: Op::Write,
+            address: 0x4040_0000,
+            accesses: 1024,
+            arrived: 1023,
+        }
+    );
     assert_eq!(guest.tried[1].op, Op::Read);
     assert_eq!((guest.armed[0].address, guest.armed[0].accesses), (0x4040_2000, 1));
     let changed: Vec<_> = guest.canaries.iter().map(|canary| canary.changed).collect();
@@ -48,11 +51,14 @@ fn failures_keep_their_reason() {
         "@disk device=00:03.0 sha256=FAILED",
         "@done role=victim FAILED why=bootargs: no role=",
     ]);
-    assert_eq!(guest.failures, [
-        "@check name=timer FAILED why=it stood still, x=1",
-        "@disk device=00:03.0 sha256=FAILED",
-        "@done role=victim FAILED why=bootargs: no role=",
-    ]);
+    assert_eq!(
+        guest.failures,
+        [
+            "@check name=timer FAILED why=it stood still, x=1",
+            "@disk device=00:03.0 sha256=FAILED",
+            "@done role=victim FAILED why=bootargs: no role=",
+        ]
+    );
     assert!(!guest.disks[0].ok);
     assert!(!guest.done[0].ok);
 }
@@ -79,7 +85,8 @@ fn what_cannot_be_read_is_kept() {
 
 #[test]
 fn other_output_means_nothing() {
-    let guest = said(&["@alive beat=7", "@", "[    0.0] Linux version 6.12", "mail me @home", "@tried"]);
+    let guest =
+        said(&["@alive beat=7", "@", "[    0.0] Linux version 6.12", "mail me @home", "@tried"]);
     assert_eq!(guest.lines, 5);
     assert_eq!(guest.unread.as_deref(), Some("@tried"));
     assert_eq!(guest.others, []);
@@ -88,8 +95,14 @@ fn other_output_means_nothing() {
 #[test]
 fn a_line_belongs_to_the_guest_that_el2_names() {
     let mut testimony = Testimony::new();
-    assert_eq!(testimony.line("[victim] @done role=victim\r\n"), Some(("victim", "@done role=victim")));
-    assert_eq!(testimony.line("[rogue] [victim] @done role=victim"), Some(("rogue", "[victim] @done role=victim")));
+    assert_eq!(
+        testimony.line("[victim] @done role=victim\r\n"),
+        Some(("victim", "@done role=victim"))
+    );
+    assert_eq!(
+        testimony.line("[rogue] [victim] @done role=victim"),
+        Some(("rogue", "[victim] @done role=victim"))
+    );
     assert_eq!(testimony.line("[el2] two VMs"), None);
     assert_eq!(testimony.line("@done role=victim"), None);
     assert_eq!(testimony.guest("victim").unwrap().done.len(), 1);

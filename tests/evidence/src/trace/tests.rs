@@ -30,11 +30,10 @@ fn a_captured_run_is_read_as_it_happened() {
     assert!(!trace.enabled());
 
     // GBPA.ABORT with the SMMU disabled: two silent aborts of four bytes each.
-    assert_eq!(a.epochs[&0], Epoch {
-        aborts: 2,
-        refused: BTreeMap::from([(0x48000, 2)]),
-        ..Epoch::default()
-    });
+    assert_eq!(
+        a.epochs[&0],
+        Epoch { aborts: 2, refused: BTreeMap::from([(0x48000, 2)]), ..Epoch::default() }
+    );
     let open = &a.epochs[&1];
     assert_eq!(open.successes, 3);
     assert_eq!(pages(&open.reached[&3]), [0x48000]);
@@ -129,7 +128,8 @@ fn qemus_talk_about_a_trace_event_is_not_one() {
 fn a_torn_line_is_noticed() {
     let whole = "smmuv3_translate_success smmuv3-iommu-memory-region-16-1 sid=0x10 iova=0x1000 \
                  translated=0x2000";
-    for line in [whole, "smmuv3_record_event SMMU_EVT_F_TRANSLATION", "smmuv3_write_mmio addr: 0x44 val:"]
+    for line in
+        [whole, "smmuv3_record_event SMMU_EVT_F_TRANSLATION", "smmuv3_write_mmio addr: 0x44 val:"]
     {
         let mut trace = Trace::new();
         assert!(trace.line(line));
@@ -170,31 +170,49 @@ fn names_of_both_sides_meet() {
 
 #[test]
 fn memory_stays_bounded_and_says_so() {
-    let mut trace = Trace::new();
-    for page in 0..BUDGET as u64 + 1 {
+    let mut trace = Trace::with_budget(64);
+    for page in 0..100 {
         // Every other page, so that no two join.
+        let page = page * 2 * PAGE_SIZE;
         trace.line(&format!(
             "smmuv3_translate_success smmuv3-iommu-memory-region-16-1 sid=0x10 iova=0x1000 \
-             translated={:#x} perm=0x3 stage=2",
-            page * 2 * PAGE_SIZE
+             translated={page:#x} perm=0x3 stage=2"
+        ));
+        assert_eq!(trace.overflowed(), page / PAGE_SIZE / 2 > 61);
+    }
+    let stream = &trace.streams()[&A];
+    assert_eq!(stream.epochs[&0].reached[&3].fragments(), 62);
+    assert_eq!(stream.successes(), 100);
+}
+
+#[test]
+fn refused_and_open_pages_are_bounded_too() {
+    let mut trace = Trace::with_budget(64);
+    for page in 0..100 {
+        let iova = page * 2 * PAGE_SIZE;
+        let name = "smmuv3-iommu-memory-region-16-1";
+        trace.line(&format!("{name} translation failed for iova={iova:#x} (no recorded event)"));
+        trace.line(&format!(
+            "smmuv3_translate_bypass {name} sid=0x10 STE bypass iova:{iova:#x} is_write=1"
         ));
     }
+    let stream = &trace.streams()[&A];
     assert!(trace.overflowed());
-    let kept = trace.streams()[&A].epochs[&0].reached[&3].fragments();
-    assert!(kept <= BUDGET, "{kept}");
-    assert_eq!(trace.streams()[&A].successes(), BUDGET as u64 + 1);
+    assert!(stream.epochs[&0].refused.len() + stream.open.fragments() <= 64);
+    assert_eq!((stream.epochs[&0].unrecorded, stream.bypassed), (100, 100));
 }
 
 #[test]
 fn epochs_are_bounded_too() {
-    let mut trace = Trace::new();
-    for _ in 0..BUDGET {
+    let mut trace = Trace::with_budget(64);
+    for _ in 0..100 {
         trace.line("smmuv3_cmdq_cfgi_ste streamid= 0x10");
         trace.line("smmuv3_record_event SMMU_EVT_C_BAD_STE sid=0x10");
     }
     assert!(trace.overflowed());
-    assert!(trace.streams()[&A].epochs.len() <= BUDGET);
-    assert_eq!(trace.streams()[&A].events()["C_BAD_STE"], BUDGET as u64);
+    let stream = &trace.streams()[&A];
+    assert_eq!(stream.epochs.len(), 32);
+    assert_eq!(stream.events()["C_BAD_STE"], 100);
 }
 
 #[test]

@@ -14,15 +14,12 @@ use crate::testimony::{self, Testimony};
 use crate::trace::{Trace, command_name, event_name};
 
 /// What is wrong with what the guests said, or did not say.
-pub fn guests(machine: &Machine, testimony: &Testimony, report: &Report) -> Vec<String> {
+pub fn guests(machine: &Machine, testimony: &Testimony) -> Vec<String> {
     let mut findings = Vec::new();
     for vm in &machine.vms {
         let nothing = testimony::Guest::default();
         let said = testimony.guest(&vm.name).unwrap_or(&nothing);
         guest(vm, said, machine, &mut findings);
-        if !machine.native {
-            ended(vm, report, &mut findings);
-        }
     }
     let missing = testimony.missing();
     findings.extend(missing.map(|(vm, text)| format!("{vm} never printed \"{text}\"")));
@@ -72,20 +69,21 @@ fn guest(vm: &Vm, said: &testimony::Guest, machine: &Machine, findings: &mut Vec
     }
 }
 
-fn ended(vm: &Vm, report: &Report, findings: &mut Vec<String>) {
-    let Some(reported) = report.vm(&vm.name) else {
-        findings.push(format!("EL2 reported nothing of {}", vm.name));
-        return;
+/// Which VMs did not end as they should, by EL2's word.
+pub fn ends(machine: &Machine, report: &Report) -> Vec<String> {
+    let ended = |vm: &Vm| {
+        let Some(reported) = report.vm(&vm.name) else {
+            return Some(format!("EL2 reported nothing of {}", vm.name));
+        };
+        let wrong = match reported.state {
+            VmState::Off => return None,
+            VmState::Crashed => "crashed",
+            VmState::Running => "still runs",
+            VmState::Restarting => "is between two boots",
+        };
+        (!vm.may_be_cut_off).then(|| format!("{} {wrong}", vm.name))
     };
-    let wrong = match reported.state {
-        VmState::Off => return,
-        VmState::Crashed => "crashed",
-        VmState::Running => "still runs",
-        VmState::Restarting => "is between two boots",
-    };
-    if !vm.may_be_cut_off {
-        findings.push(format!("{} {wrong}", vm.name));
-    }
+    machine.vms.iter().filter_map(ended).collect()
 }
 
 /// Where EL2's counts differ from QEMU's.

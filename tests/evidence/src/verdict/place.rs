@@ -58,7 +58,9 @@ pub fn place(machine: &Machine, report: &Report, vm: &str, address: u64) -> Plac
 pub fn physical(machine: &Machine, report: &Report, pa: u64) -> String {
     let owner = report.vms.iter().find(|vm| reachable(vm).contains(pa / PAGE_SIZE));
     let region = machine.region(pa).map(|region| region.name.clone());
-    region.or_else(|| owner.map(|vm| vm.name.clone())).unwrap_or_else(|| "unmapped".into())
+    let ram = pa.checked_sub(machine.ram.0).is_some_and(|offset| offset < machine.ram.1);
+    let rest = if ram { "RAM" } else { "unmapped" };
+    region.or_else(|| owner.map(|vm| vm.name.clone())).unwrap_or_else(|| rest.into())
 }
 
 /// The physical address behind `ipa` in `vm`'s RAM.
