@@ -7,7 +7,7 @@ use crate::machine::Machine;
 
 /// Bytes in a page.
 pub const PAGE: u64 = 4096;
-/// The spread between patterns of neighbouring words: odd, so that all of them differ.
+/// What separates two neighbouring words of a signature; odd, so that all words differ.
 const STEP: u32 = 0x9e37_79b9;
 const DMA_OFFSET: u64 = 4 << 20;
 const CANARY_OFFSET: u64 = 5 << 20;
@@ -32,28 +32,41 @@ pub fn canary_pages(machine: &Machine) -> Result<impl Iterator<Item = u64> + Clo
         .map(move |index| if index == CANARIES - 1 { last } else { first + index * stride }))
 }
 
-/// The word number `index` of the pattern that starts with `seed`.
-pub fn word(seed: u32, index: u64) -> u32 {
-    seed.wrapping_add((index as u32).wrapping_mul(STEP))
+/// The content of a page, word by word.
+pub trait Pattern: Fn(u64) -> u32 {}
+
+impl<F: Fn(u64) -> u32> Pattern for F {}
+
+/// The pattern by which the data of a rogue is found in physical memory, whoever looks for it.
+pub fn signature(nonce: u32) -> impl Pattern + Copy {
+    move |index| nonce.wrapping_add((index as u32).wrapping_mul(STEP))
 }
 
-/// Fills `size` bytes at `address` with the pattern that starts with `seed`.
-pub fn fill(address: u64, size: u64, seed: u32) {
+/// A pattern that no signature can be mistaken for: neighbouring words have nothing in common.
+pub fn noise(seed: u32) -> impl Pattern + Copy {
+    move |index| {
+        let mixed = (seed ^ (index as u32).wrapping_mul(0x85eb_ca6b)).wrapping_mul(0xcc9e_2d51);
+        let mixed = (mixed ^ mixed >> 15).wrapping_mul(0x1b87_3593);
+        mixed ^ mixed >> 13
+    }
+}
+
+/// Fills `size` bytes at `address`.
+pub fn fill(address: u64, size: u64, pattern: impl Pattern) {
     for index in 0..size / 4 {
-        mem::write32(address + index * 4, word(seed, index));
+        mem::write32(address + index * 4, pattern(index));
     }
     mem::barrier();
 }
 
-/// The address of the first word that differs from the pattern that starts with `seed`.
-pub fn first_change(address: u64, size: u64, seed: u32) -> Option<u64> {
+/// The address of the first word that does not follow the pattern.
+pub fn first_change(address: u64, size: u64, pattern: impl Pattern) -> Option<u64> {
     (0..size / 4)
-        .find(|index| mem::read32(address + index * 4) != word(seed, *index))
+        .find(|index| mem::read32(address + index * 4) != pattern(*index))
         .map(|index| address + index * 4)
 }
 
-/// How many words follow the pattern that starts with `seed`.
-pub fn matching(address: u64, size: u64, seed: u32) -> u64 {
-    (0..size / 4).filter(|index| mem::read32(address + index * 4) == word(seed, *index)).count()
-        as u64
+/// How many words follow the pattern.
+pub fn matching(address: u64, size: u64, pattern: impl Pattern) -> u64 {
+    (0..size / 4).filter(|index| mem::read32(address + index * 4) == pattern(*index)).count() as u64
 }

@@ -24,7 +24,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     cpu::unmask_interrupts();
     odd::enable_vectors();
     for page in memory::canary_pages(machine)? {
-        memory::fill(page, memory::PAGE, CANARY_SEED ^ page as u32);
+        memory::fill(page, memory::PAGE, memory::noise(CANARY_SEED ^ page as u32));
     }
 
     registers::probe();
@@ -43,7 +43,10 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     device_works(machine, edu)?;
     let mut canaries = Check::new("canaries");
     for page in memory::canary_pages(machine)? {
-        canaries.same(memory::first_change(page, memory::PAGE, CANARY_SEED ^ page as u32), None);
+        canaries.same(
+            memory::first_change(page, memory::PAGE, memory::noise(CANARY_SEED ^ page as u32)),
+            None,
+        );
     }
     drop(canaries);
     done("probe");
@@ -65,11 +68,11 @@ fn alive(after: &str) {
 /// Whether the device still moves data.
 fn device_works(machine: &Machine, edu: Edu) -> Result<(), &'static str> {
     let (from, to) = (memory::dma_page(machine, 0), memory::dma_page(machine, 1));
-    memory::fill(from, BUFFER_SIZE, 1);
-    memory::fill(to, BUFFER_SIZE, 2);
+    memory::fill(from, BUFFER_SIZE, memory::noise(1));
+    memory::fill(to, BUFFER_SIZE, memory::noise(2));
     edu.transfer(Transfer { operation: Operation::Read, address: from, size: BUFFER_SIZE })?;
     edu.transfer(Transfer { operation: Operation::Write, address: to, size: BUFFER_SIZE })?;
-    expect("device-works", memory::matching(to, BUFFER_SIZE, 1), BUFFER_SIZE / 4);
+    expect("device-works", memory::matching(to, BUFFER_SIZE, memory::noise(1)), BUFFER_SIZE / 4);
     Ok(())
 }
 

@@ -49,6 +49,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     // Armed last and dead at once, so that the device outlives its owner however slow the console is.
     let late =
         Transfer { operation: Operation::Write, address: memory::dma_page(machine, 2), size: 4 };
+    memory::fill(late.address, late.size, memory::noise(POISON));
     edu.prepare(late);
     println!(
         "@armed device={} op={} address={:#x} accesses={}",
@@ -73,13 +74,13 @@ impl Rogue<'_> {
     fn load_pattern(&self) -> Result<(), &'static str> {
         let page = memory::dma_page(self.machine, 0);
         let proof = memory::dma_page(self.machine, 3);
-        memory::fill(page, PAGE, self.nonce);
-        memory::fill(proof, PAGE, POISON);
+        memory::fill(page, PAGE, memory::signature(self.nonce));
+        memory::fill(proof, PAGE, memory::noise(POISON));
         let read = Transfer { operation: Operation::Read, address: page, size: SIZE };
         let write = Transfer { operation: Operation::Write, address: proof, size: SIZE };
         self.edu.transfer(read)?;
         self.edu.transfer(write)?;
-        let arrived = memory::matching(proof, SIZE, self.nonce);
+        let arrived = memory::matching(proof, SIZE, memory::signature(self.nonce));
         tried(self.edu.function, read, arrived);
         tried(self.edu.function, write, arrived);
         Ok(())
@@ -92,11 +93,12 @@ impl Rogue<'_> {
             target.checked_add(SIZE).ok_or("bootargs: target at the end of the address space")?;
         let own = self.machine.ram.contains(&target) && end <= self.machine.ram.end;
         if own {
-            memory::fill(target, SIZE, POISON);
+            memory::fill(target, SIZE, memory::noise(POISON));
         }
         self.edu.transfer(write)?;
         // In foreign memory only others can see what arrived.
-        let arrived = if own { memory::matching(target, SIZE, self.nonce) } else { 0 };
+        let arrived =
+            if own { memory::matching(target, SIZE, memory::signature(self.nonce)) } else { 0 };
         tried(self.edu.function, write, arrived);
         Ok(())
     }
@@ -104,16 +106,15 @@ impl Rogue<'_> {
     /// Lets the device read `target` and write what it got to own RAM: a refused read gives zeros.
     fn read_foreign(&self, target: u64) -> Result<(), &'static str> {
         let proof = memory::dma_page(self.machine, 3);
-        memory::fill(proof, PAGE, POISON);
+        memory::fill(proof, PAGE, memory::noise(POISON));
         let read = Transfer { operation: Operation::Read, address: target, size: SIZE };
         let write = Transfer { operation: Operation::Write, address: proof, size: SIZE };
         self.edu.transfer(read)?;
         self.edu.transfer(write)?;
-        let words = (0..SIZE / 4).map(|index| mem::read32(proof + index * 4));
-        let poisoned = memory::matching(proof, SIZE, POISON);
-        let secrets = words.filter(|word| *word != 0).count() as u64 - poisoned;
-        tried(self.edu.function, read, secrets);
-        tried(self.edu.function, write, SIZE / 4 - poisoned);
+        let poisoned = memory::matching(proof, SIZE, memory::noise(POISON));
+        let empty = memory::matching(proof, SIZE, |_| 0);
+        tried(self.edu.function, read, read.accesses() - poisoned - empty);
+        tried(self.edu.function, write, write.accesses() - poisoned);
         Ok(())
     }
 }

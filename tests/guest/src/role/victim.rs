@@ -44,8 +44,9 @@ fn exchange(
     let seed = 0xd000_0000 | round as u32;
     let from = memory::dma_page(machine, 0);
     let to = memory::dma_page(machine, 1);
-    memory::fill(from, PAGE, seed);
-    memory::fill(to, PAGE, !seed);
+    let (data, stale) = (memory::noise(seed), memory::noise(!seed));
+    memory::fill(from, PAGE, data);
+    memory::fill(to, PAGE, stale);
     let read = Transfer { operation: Operation::Read, address: from, size: BUFFER_SIZE };
     let write = Transfer { operation: Operation::Write, address: to, size: BUFFER_SIZE };
     for transfer in [read, write] {
@@ -54,10 +55,15 @@ fn exchange(
             None => edu.transfer(transfer)?,
         }
     }
-    let arrived = memory::matching(to, PAGE, seed);
+    let arrived = memory::matching(to, PAGE, data);
     tried(edu.function, read, arrived);
     tried(edu.function, write, arrived);
     Ok(())
+}
+
+/// The content of the canary at `page`.
+fn canary(page: u64) -> impl memory::Pattern {
+    memory::noise(CANARY_SEED ^ page as u32)
 }
 
 /// Pages with a known content that nobody may change.
@@ -68,7 +74,7 @@ struct Canaries<'a> {
 impl<'a> Canaries<'a> {
     fn plant(machine: &'a Machine) -> Result<Self, &'static str> {
         for page in memory::canary_pages(machine)? {
-            memory::fill(page, PAGE, CANARY_SEED ^ page as u32);
+            memory::fill(page, PAGE, canary(page));
         }
         Ok(Self { machine })
     }
@@ -77,7 +83,7 @@ impl<'a> Canaries<'a> {
         memory::canary_pages(self.machine)
             .into_iter()
             .flatten()
-            .map(|page| (page, memory::first_change(page, PAGE, CANARY_SEED ^ page as u32)))
+            .map(|page| (page, memory::first_change(page, PAGE, canary(page))))
     }
 
     /// Speaks up only if a canary changed.

@@ -21,11 +21,15 @@ pub fn probe(machine: &Machine, bus: &Bus<'_>, edu: Edu) -> Result<(), &'static 
 
     // Over RAM, registers of others, and past either end of the window.
     let ram = machine.ram.start + (6 << 20);
-    memory::fill(ram, bar.size, SEED);
+    memory::fill(ram, bar.size, memory::noise(SEED));
     place(function, bar, ram);
     mem::write32(ram + bar.size - 4, !SEED);
     expect("bar-over-ram", mem::read32(ram + bar.size - 4), !SEED);
-    expect("ram-under-bar", memory::matching(ram, bar.size - 4, SEED), bar.size / 4 - 1);
+    expect(
+        "ram-under-bar",
+        memory::matching(ram, bar.size - 4, memory::noise(SEED)),
+        bar.size / 4 - 1,
+    );
     for (name, register) in [
         ("bar-over-distributor", machine.distributor + 0xffe8),
         ("bar-over-redistributor", machine.redistributors.start + 0xffe8),
