@@ -5,8 +5,8 @@ use spin::Once;
 use crate::arch::{gic, timer};
 use crate::console::OPERATOR;
 use crate::machine::{hypervisor, need_attention};
-use crate::operator;
 use crate::run::Running;
+use crate::{machine, operator};
 
 /// The interrupts that are EL2's own.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +71,7 @@ fn deliver(intid: u32, running: Option<&mut Running>) {
         }
         return;
     }
-    let Some(vm) = hypervisor().interrupt_owner(intid) else {
+    let Some(vm) = machine::interrupt_owner(intid) else {
         gic::deactivate_here(intid);
         return;
     };

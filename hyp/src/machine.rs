@@ -13,19 +13,20 @@ use crate::arch::pcie::HostBridge;
 use crate::iommu::Iommus;
 use crate::pci::Topology;
 use crate::vgic::{PhysicalGic, PhysicalInterrupt};
-use crate::vm::Vm;
+use crate::vm::{Vm, VmError};
 
 /// Everything that lives as long as the machine runs.
+///
+/// Each part is put into a static of its own as soon as it is built: together they are larger than a stack.
+#[derive(Clone, Copy)]
 pub struct Hypervisor {
     /// What the device tree says.
-    pub facts: dt::Machine,
+    pub facts: &'static dt::Machine,
     /// The SMMUs.
-    pub iommus: Iommus,
+    pub iommus: &'static Iommus,
     /// The PCI bus, if there is one.
     pub pci: Option<&'static PciBus>,
-    /// The VMs. The first one is guest 0, with which the run ends.
-    pub vms: Vec<Vm, MAX_VMS>,
-    /// What the boot map and the tables of EL2 itself take, in bytes.
+    /// What the image and the tables of EL2 itself take, in bytes.
     pub own_memory: u64,
 }
 
@@ -39,17 +40,35 @@ pub struct PciBus {
 }
 
 static HYPERVISOR: Once<Hypervisor> = Once::new();
+static VMS: [Once<Vm>; MAX_VMS] = [const { Once::new() }; MAX_VMS];
 
 impl Hypervisor {
     /// Makes this the machine, once.
     pub fn install(self) -> &'static Self {
         HYPERVISOR.call_once(|| self)
     }
+}
 
-    /// The VM that owns the interrupt `intid`, a shared one, and what the VM calls it.
-    pub fn interrupt_owner(&self, intid: u32) -> Option<&Vm> {
-        self.vms.iter().find(|vm| vm.spis.iter().any(|spi| spi.phys == intid))
-    }
+/// Adds VM number `index`, made by `make`, at boot.
+///
+/// # Errors
+///
+/// Those of `make`.
+pub fn install_vm(
+    index: usize,
+    make: impl FnOnce() -> Result<Vm, VmError>,
+) -> Result<&'static Vm, VmError> {
+    VMS[index].try_call_once(make)
+}
+
+/// The VMs. The first one is guest 0, with which the run ends.
+pub fn vms() -> impl Iterator<Item = &'static Vm> {
+    VMS.iter().map_while(Once::get)
+}
+
+/// The VM that owns the shared interrupt `intid`.
+pub fn interrupt_owner(intid: u32) -> Option<&'static Vm> {
+    vms().find(|vm| vm.spis.iter().any(|spi| spi.phys == intid))
 }
 
 /// The machine.

@@ -6,9 +6,8 @@ use platform::report::{Cause, Name};
 use spin::Mutex;
 
 use crate::life::Next;
-use crate::machine::hypervisor;
 use crate::vm::Vm;
-use crate::{report, teardown};
+use crate::{machine, report, teardown};
 
 /// The line so far; `None` once it is too long to be a command.
 static LINE: Mutex<Option<String<MAX_LINE>>> = Mutex::new(Some(String::new()));
@@ -51,7 +50,7 @@ fn obey(command: Command) {
 }
 
 fn with(name: &Name, act: impl FnOnce(&'static Vm)) {
-    match hypervisor().vms.iter().find(|vm| vm.name() == name) {
+    match machine::vms().find(|vm| vm.name() == name) {
         Some(vm) => act(vm),
         None => log::warn!("operator: there is no VM {name}"),
     }

@@ -12,7 +12,7 @@ use spin::Mutex;
 
 use crate::console::{CONSOLE, OPERATOR};
 use crate::iommu::Iommu;
-use crate::machine::hypervisor;
+use crate::machine::{self, hypervisor};
 use crate::mem::layout;
 use crate::vm::Vm;
 
@@ -50,7 +50,7 @@ pub fn send() {
     hypervisor.iommus.settle();
     let mut out = Sender { line: String::new(), records: 0 };
     out.send(&Record::Begin { version: 1 });
-    for vm in &hypervisor.vms {
+    for vm in machine::vms() {
         send_vm(&mut out, vm);
     }
     for iommu in &hypervisor.iommus.0 {
@@ -98,7 +98,7 @@ fn send_vm(out: &mut Sender, vm: &Vm) {
 
 fn owner_name(stream: &smmu::streams::Stream) -> Option<Name> {
     let owner = usize::from(stream.owner()?.0);
-    Some(hypervisor().vms.get(owner)?.name().clone())
+    Some(machine::vms().nth(owner)?.name().clone())
 }
 
 fn state(state: State) -> StreamState {

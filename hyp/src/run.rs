@@ -5,7 +5,7 @@ use smmu::addr::Ipa;
 use crate::arch::vcpu::{self, Exit, GuestRegisters};
 use crate::arch::{cpu, gic, sysreg, tlb};
 use crate::exits::Reason;
-use crate::machine::{hypervisor, take_attention};
+use crate::machine::take_attention;
 use crate::vgic::{ListRegisters, Vgic};
 use crate::vm::{Power, Vcpu, Vm};
 use crate::{emulate, interrupts, machine, teardown};
@@ -22,7 +22,7 @@ pub enum Flow {
 /// Runs CPU number [`cpu::number`] for ever.
 pub fn run() -> ! {
     let number = cpu::number();
-    let own = hypervisor().vms.iter().find_map(|vm| {
+    let own = machine::vms().find_map(|vm| {
         let index = vm.vcpus.iter().position(|vcpu| vcpu.cpu == number)?;
         Some((vm, index))
     });

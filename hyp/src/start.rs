@@ -86,32 +86,34 @@ pub fn primary(device_tree: Pa) -> ! {
     }
     console::start_log(log::LevelFilter::Info);
 
-    let facts = dt::discover(blob).unwrap_or_else(|refusal| refuse(refusal));
+    static FACTS: Once<Machine> = Once::new();
+    let facts =
+        FACTS.try_call_once(|| dt::discover(blob)).unwrap_or_else(|refusal| refuse(refusal));
     // Nothing comes before this (C1).
-    let smmus = close_smmus(&facts, &mut map);
-    set_log_level(&facts);
+    let smmus = close_smmus(facts, &mut map);
+    set_log_level(facts);
     log::info!("Portcullis {} on {} CPUs", env!("CARGO_PKG_VERSION"), facts.cpus.len());
 
     let bundle_range = facts.initrd.map(|range| pages(pa_range(range)));
-    let pieces = map_memory(&facts, &mut map, blob_range, bundle_range.clone());
+    let pieces = map_memory(facts, &mut map, blob_range, bundle_range.clone());
     fill_pools(&pieces);
-    map_devices(&facts, &mut map);
-    let pci = start_pci(&facts, &mut map);
+    map_devices(facts, &mut map);
+    let pci = start_pci(facts, &mut map);
     let root = map.root();
     map.seal();
 
-    start_interrupts(&facts);
-    let iommus = take_over(&facts, &smmus);
-    let vms = build_vms(&facts, &iommus, pci, bundle_range);
-    let own_memory = own_memory();
-    let hypervisor = Hypervisor { facts, iommus, pci, vms, own_memory }.install();
+    start_interrupts(facts);
+    static IOMMUS: Once<Iommus> = Once::new();
+    let iommus = IOMMUS.call_once(|| take_over(facts, &smmus));
+    build_vms(facts, iommus, pci, bundle_range);
+    let hypervisor = Hypervisor { facts, iommus, pci, own_memory: own_memory() }.install();
 
     for (number, cpu) in hypervisor.facts.cpus.iter().enumerate().skip(1) {
         if let Err(error) = boot::start_secondary(number, cpu.mpidr, root) {
             refuse(format_args!("CPU {number} does not start: {error}"));
         }
     }
-    for vm in &hypervisor.vms {
+    for vm in machine::vms() {
         vm.boot().unwrap_or_else(|error| refuse(format_args!("{}: {error}", vm.name())));
     }
     STARTED.call_once(|| ());
@@ -313,11 +315,11 @@ fn take_over(facts: &Machine, smmus: &[SmmuHardware]) -> Iommus {
 }
 
 fn build_vms(
-    facts: &Machine,
-    iommus: &Iommus,
+    facts: &'static Machine,
+    iommus: &'static Iommus,
     bus: Option<&'static PciBus>,
     bundle: Option<PaRange>,
-) -> Vec<Vm, { platform::bundle::MAX_VMS }> {
+) {
     let Some(range) = bundle else {
         refuse("the boot loader passed no bundle: load it as the initial RAM disk");
     };
@@ -334,17 +336,14 @@ fn build_vms(
     let Some(format) = iommus.0.first().map(|iommu| iommu.lock().format()) else {
         refuse("there is no SMMU");
     };
-    bundle
-        .vms()
-        .iter()
-        .zip(owned)
-        .enumerate()
-        .map(|(index, (config, owned))| {
-            let name = config.name.clone();
+    for (index, (config, owned)) in bundle.vms().iter().zip(owned).enumerate() {
+        let made = machine::install_vm(index, || {
             Vm::new(index, config.clone(), format, owned, iommus, bus)
-                .unwrap_or_else(|error| refuse(format_args!("{name}: {error}")))
-        })
-        .collect()
+        });
+        if let Err(error) = made {
+            refuse(format_args!("{}: {error}", config.name));
+        }
+    }
 }
 
 /// What EL2 takes beside guests' RAM: its image and its frames.

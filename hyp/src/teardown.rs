@@ -12,7 +12,7 @@ use smmu::streams::State;
 use crate::arch::{firmware, timer};
 use crate::console::CONSOLE;
 use crate::life::{Life, Next};
-use crate::machine::{gic, hypervisor};
+use crate::machine::{self, gic, hypervisor};
 use crate::report;
 use crate::vm::Vm;
 
@@ -118,13 +118,12 @@ fn end_watch(vm: &Vm, cause: Cause, next: Next) {
 
 /// Ends the run when guest 0 is off, after every other VM was torn down, or when no VM runs any more.
 fn finish_run() {
-    let vms = &hypervisor().vms;
-    if vms.first().is_some_and(|guest| guest.life.lock().is_settled()) {
-        for vm in vms {
+    if machine::vms().next().is_some_and(|guest| guest.life.lock().is_settled()) {
+        for vm in machine::vms() {
             begin_with(vm, Cause::Operator, Next::Off);
         }
     }
-    let settled = vms.iter().all(|vm| vm.life.lock().is_settled());
+    let settled = machine::vms().all(|vm| vm.life.lock().is_settled());
     if settled && report::claim_last() {
         report::send();
         firmware::system_off();

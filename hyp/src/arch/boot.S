@@ -74,9 +74,8 @@ primary:
     mov     x0, x21
     ldr     x1, =SCTLR_ON
     bl      enable_mmu
-    adrp    x0, __stacks_start
-    mov     x1, #(4096 + 32768)
-    add     sp, x0, x1
+    adrp    x0, __first_stack_end
+    mov     sp, x0
     mov     x0, x19
     adr     x30, park
     b       primary_main

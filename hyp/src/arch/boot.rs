@@ -64,16 +64,17 @@ pub unsafe fn use_map(root: Pa) {
 ///
 /// What firmware answered.
 pub fn start_secondary(number: usize, mpidr: u64, root: Pa) -> Result<(), smccc::psci::Error> {
+    let stack = layout::stack(number);
     let boot = SecondaryBoot {
         root: root.raw(),
         sctlr: SCTLR_FINAL,
-        stack_top: layout::stack_top(number).raw(),
+        stack_top: stack.end.raw(),
         number: number as u64,
     };
     // The CPU reads this with its MMU off, so it has to be in memory. It is at the far end of the CPU's own stack, which
     // nobody else uses.
-    let at = layout::stack_bottom(number);
-    // SAFETY: `at` is the mapped, 8-byte aligned lowest word of a stack of 32 KiB on which nothing runs yet.
+    let at = stack.start;
+    // SAFETY: `at` is the mapped, 8-byte aligned lowest word of a stack on which nothing runs yet.
     unsafe { core::ptr::write_volatile(at.raw() as *mut SecondaryBoot, boot) };
     cache::clean(at, size_of::<SecondaryBoot>() as u64);
     let entry = secondary_entry as *const () as u64;

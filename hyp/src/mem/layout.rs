@@ -4,6 +4,7 @@ use core::ops::Range;
 
 use smmu::addr::{PAGE_SIZE, Pa};
 
+/// Bytes of every stack but the first CPU's.
 const STACK_SIZE: u64 = 32768;
 
 unsafe extern "C" {
@@ -11,6 +12,7 @@ unsafe extern "C" {
     static __text_end: u8;
     static __rodata_end: u8;
     static __stacks_start: u8;
+    static __first_stack_end: u8;
     static __emergency_stack_start: u8;
     static __emergency_stack_end: u8;
     static __image_end: u8;
@@ -42,14 +44,16 @@ pub fn data() -> Range<Pa> {
     symbol!(__rodata_end)..symbol!(__stacks_start)
 }
 
-/// The lowest mapped byte of CPU `number`'s stack; the page below is a guard.
-pub fn stack_bottom(number: usize) -> Pa {
-    symbol!(__stacks_start).add(number as u64 * (PAGE_SIZE + STACK_SIZE) + PAGE_SIZE)
-}
-
-/// The first byte above CPU `number`'s stack.
-pub fn stack_top(number: usize) -> Pa {
-    stack_bottom(number).add(STACK_SIZE)
+/// CPU `number`'s stack; the page below is a guard.
+pub fn stack(number: usize) -> Range<Pa> {
+    let first_end = symbol!(__first_stack_end);
+    match number.checked_sub(1) {
+        None => symbol!(__stacks_start).add(PAGE_SIZE)..first_end,
+        Some(index) => {
+            let guard = first_end.add(index as u64 * (PAGE_SIZE + STACK_SIZE));
+            guard.add(PAGE_SIZE)..guard.add(PAGE_SIZE + STACK_SIZE)
+        }
+    }
 }
 
 /// The stack for exceptions that EL2 takes itself; the page below is a guard.

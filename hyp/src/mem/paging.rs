@@ -81,7 +81,7 @@ impl Map {
         map.add(layout::rodata(), Use::Constants);
         map.add(layout::data(), Use::Data);
         for cpu in 0..crate::arch::cpu::MAX_CPUS {
-            map.add(layout::stack_bottom(cpu)..layout::stack_top(cpu), Use::Data);
+            map.add(layout::stack(cpu), Use::Data);
         }
         map.add(layout::emergency_stack(), Use::Data);
         map
