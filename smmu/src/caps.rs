@@ -286,3 +286,74 @@ impl Capabilities {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+    use crate::fake::{Fake, QEMU_NESTED, QEMU_STAGE1, QEMU_STAGE2};
+
+    fn class_of(ids: [u32; 5]) -> Result<Class, Refusal> {
+        Capabilities::read(&Fake::new(ids)).class(&Config::new(16, 48, false))
+    }
+
+    /// QEMU's nested SMMU with some bits of one register changed.
+    fn changed(register: usize, clear: u32, set: u32) -> Result<Class, Refusal> {
+        let mut ids = QEMU_NESTED;
+        ids[register] = ids[register] & !clear | set;
+        class_of(ids)
+    }
+
+    #[test]
+    fn qemus_stages_are_told_apart() {
+        assert_eq!(class_of(QEMU_NESTED), Ok(Class::Nested));
+        assert_eq!(class_of(QEMU_STAGE2), Ok(Class::Stage2));
+        assert_eq!(class_of(QEMU_STAGE1), Err(Refusal::NoStage2));
+    }
+
+    #[test]
+    fn qemus_sizes_are_read_right() {
+        let caps = Capabilities::read(&Fake::new(QEMU_NESTED));
+        assert_eq!((caps.stream_id_bits(), caps.output_bits(), caps.bbm_level()), (16, 44, 2));
+        assert_eq!((caps.command_queue_log2(), caps.event_queue_log2()), (19, 19));
+        assert!(
+            caps.range_invalidation() && caps.two_level_table() && caps.vmid16() && caps.stage1()
+        );
+        assert!(!caps.fwb() && !caps.ats() && !caps.stalls());
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        assert_eq!(changed(0, 0b11 << 2, 0b01 << 2), Err(Refusal::NoAarch64Tables));
+        assert_eq!(changed(0, 1 << 4, 0), Err(Refusal::NotCoherent));
+        assert_eq!(changed(0, 0, 0b11 << 21), Err(Refusal::NoLittleEndian));
+        assert_eq!(changed(0, 0b11 << 21, 0), Ok(Class::Nested));
+        assert_eq!(changed(0, 0b11 << 24, 0b10 << 24), Err(Refusal::ForcedStall));
+        for preset in 28..=30 {
+            assert_eq!(changed(1, 0, 1 << preset), Err(Refusal::Preset));
+        }
+        assert_eq!(changed(1, 0x3f, 15), Err(Refusal::StreamIdSize { has: 15, needs: 16 }));
+        assert_eq!(changed(0, 0b11 << 27, 0), Err(Refusal::NoTwoLevelTable { needs: 16 }));
+        assert_eq!(changed(3, 1 << 4, 0), Err(Refusal::No4kGranule));
+        assert_eq!(changed(3, 7, 1), Err(Refusal::OutputSize { has: 36, needs: 40 }));
+        assert!(Refusal::NoStage2.to_string().contains("IDR0.S2P=0"));
+    }
+
+    #[test]
+    fn known_errata_cost_nesting_and_nothing_else() {
+        let arm = |product: u32, variant: u32, revision: u32| {
+            let mut ids = QEMU_NESTED;
+            ids[4] = product << 20 | variant << 16 | revision << 12 | 0x43b;
+            let caps = Capabilities::read(&Fake::new(ids));
+            (class_of(ids).unwrap(), caps.command_batch_limit())
+        };
+        assert_eq!(arm(0x483, 1, 9), (Class::Stage2, u32::MAX));
+        assert_eq!(arm(0x483, 2, 0), (Class::Nested, u32::MAX));
+        assert_eq!(arm(0x487, 1, 0), (Class::Stage2, 62));
+        assert_eq!(arm(0x487, 1, 1), (Class::Nested, u32::MAX));
+        assert_eq!(arm(0x48a, 0, 0), (Class::Nested, u32::MAX));
+        // Another implementer's product of the same number is another product.
+        assert_eq!(changed(4, u32::MAX, 0x483 << 20 | 0x4e), Ok(Class::Nested));
+    }
+}

@@ -229,3 +229,72 @@ fn range(tag: u64, address: u64, pages: Pages, leaf: bool) -> (u64, u64) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SID: StreamId = StreamId(0x1234);
+    const VMID: Vmid = Vmid(0x5a);
+
+    #[test]
+    fn words_have_the_documented_bits() {
+        let ipa = Ipa::new(0x12_3456_7000);
+        let va = Iova::new(0xffff_8000_1234_5000);
+        for (command, words) in [
+            // Section 4.3: StreamID [63:32], Leaf [64], Range [68:64], SubstreamID [31:12].
+            (Command::CfgiSte { sid: SID, leaf: true }, [0x1234_0000_0003, 1]),
+            (Command::CfgiSte { sid: SID, leaf: false }, [0x1234_0000_0003, 0]),
+            (Command::CfgiSteRange { sid: SID, range: 7 }, [0x1234_0000_0004, 7]),
+            (Command::CfgiAll, [4, 31]),
+            (Command::CfgiCd { sid: SID, ssid: 0xabcde, leaf: true }, [0x1234_abcd_e005, 1]),
+            (Command::CfgiCdAll { sid: SID }, [0x1234_0000_0006, 0]),
+            // Section 4.4: VMID [47:32], ASID [63:48], Leaf [64], Address [127:76].
+            (Command::TlbiNhAll { vmid: VMID }, [0x5a_0000_0010, 0]),
+            (Command::TlbiNhAsid { vmid: VMID, asid: 9 }, [0x0009_005a_0000_0011, 0]),
+            (
+                Command::TlbiNhVa {
+                    vmid: VMID,
+                    asid: 9,
+                    address: va,
+                    pages: Pages::One,
+                    leaf: true,
+                },
+                [0x0009_005a_0000_0012, 0xffff_8000_1234_5001],
+            ),
+            (
+                Command::TlbiNhVaa { vmid: VMID, address: va, pages: Pages::One, leaf: false },
+                [0x005a_0000_0013, 0xffff_8000_1234_5000],
+            ),
+            (Command::TlbiS12Vmall { vmid: VMID }, [0x5a_0000_0028, 0]),
+            (
+                Command::TlbiS2Ipa { vmid: VMID, address: ipa, pages: Pages::One, leaf: false },
+                [0x5a_0000_002a, 0x12_3456_7000],
+            ),
+            // Section 4.4.1.1: NUM [16:12] = 31, SCALE [24:20] = 9, TG [75:74] = 1.
+            (
+                Command::TlbiS2Ipa {
+                    vmid: VMID,
+                    address: ipa,
+                    pages: Pages::Range { multiple: 32, scale: 9 },
+                    leaf: true,
+                },
+                [0x5a_0091_f02a, 0x12_3456_7401],
+            ),
+            (Command::TlbiNsnhAll, [0x30, 0]),
+            // Section 4.7.3: CS=0.
+            (Command::Sync, [0x46, 0]),
+        ] {
+            assert_eq!(command.encode(), words, "{command:?}");
+        }
+    }
+
+    #[test]
+    fn counters_are_indexed_by_discriminant() {
+        for (index, opcode) in Opcode::ALL.iter().enumerate() {
+            assert_eq!(*opcode as usize, index);
+            // The report has room for 24 characters.
+            assert!(opcode.name().starts_with("CMD_") && opcode.name().len() <= 24);
+        }
+    }
+}

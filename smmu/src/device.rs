@@ -536,3 +536,6 @@ impl<'a, H: Hardware> Smmu<'a, H> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -186,3 +186,62 @@ impl Event {
             .map(|_| Ipa::new(self.words[3] & 0x00ff_ffff_ffff_f000))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A record as eight 32-bit words, low first.
+    fn record(words: [u32; 8]) -> Event {
+        Event::decode(core::array::from_fn(|i| {
+            u64::from(words[2 * i]) | u64::from(words[2 * i + 1]) << 32
+        }))
+    }
+
+    #[test]
+    fn records_that_qemu_writes_are_understood() {
+        // A write to an unmapped address of a stage-2-only stream.
+        let event = record([0x10, 0x10, 0, 0x280, 0x1_1238, 0, 0x1_1238, 0]);
+        assert_eq!((event.kind, event.sid, event.ssid), (Kind::Translation, StreamId(0x10), None));
+        assert_eq!(event.input, Some(Input { address: Iova::new(0x1_1238), write: true }));
+        assert_eq!(event.stage, Some(Stage { stage2: true, class: FaultClass::Input }));
+        assert_eq!(event.ipa(), Some(Ipa::new(0x1_1000)));
+        // The same, read.
+        assert!(!record([0x10, 0x10, 0, 0x288, 0x1_1238, 0, 0x1_1238, 0]).input.unwrap().write);
+        // A write to a read-only page.
+        assert_eq!(record([0x13, 0x10, 0, 0x280, 0x1_1238, 0, 0x1_1238, 0]).kind, Kind::Permission);
+        // A stage-1 fault has no IPA; a CD that stage 2 does not map is a read of one.
+        let event = record([0x10, 0x10, 0, 0x200, 0x2_2abc, 0, 0, 0]);
+        assert_eq!((event.stage.unwrap().stage2, event.ipa()), (false, None));
+        let event = record([0x10, 0x10, 0, 0x88, 0, 0, 0x4017_0000, 0]);
+        assert_eq!(event.stage, Some(Stage { stage2: true, class: FaultClass::Cd }));
+        // No STE, and a bad one.
+        assert_eq!(record([2, 0x10, 0, 0, 0, 0, 0, 0]).kind.name(), "C_BAD_STREAMID");
+        let event = record([4, 0x10, 0, 0, 0, 0, 0, 0]);
+        assert_eq!((event.kind.name(), event.input, event.stage), ("C_BAD_STE", None, None));
+    }
+
+    #[test]
+    fn a_substream_is_named_if_there_was_one() {
+        assert_eq!(record([0x1234_5810, 1, 0, 0, 0, 0, 0, 0]).ssid, Some(0x1_2345));
+    }
+
+    proptest! {
+        /// Whatever a device makes the SMMU write: it is counted somewhere, and kept.
+        #[test]
+        fn every_record_decodes(words: [u64; 4]) {
+            let event = Event::decode(words);
+            prop_assert_eq!(event.words, words);
+            prop_assert!(event.kind.index() < Kind::COUNT);
+            let unknown = event.kind.name() == "UNKNOWN";
+            prop_assert_eq!(unknown, matches!(event.kind, Kind::Unknown(code) if u64::from(code) == words[0] & 0xff));
+        }
+    }
+
+    #[test]
+    fn names_fit_the_report() {
+        assert!(Kind::NAMES.iter().all(|name| name.len() <= 24));
+    }
+}

@@ -123,3 +123,125 @@ fn largest(left: u64) -> (Pages, u64) {
         _ => (Pages::Range { multiple: multiple as u8, scale: scale as u8 }, multiple << scale),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::vec;
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fake::{Fake, QEMU_NESTED, QEMU_STAGE2};
+
+    const VMID: Vmid = Vmid(3);
+
+    fn commands(invalidation: &Invalidation, ids: [u32; 5]) -> Vec<Command> {
+        let mut commands = Vec::new();
+        let caps = Capabilities::read(&Fake::new(ids));
+        let issued: Result<(), ()> = invalidation.commands(VMID, &caps, |command| {
+            commands.push(command);
+            Ok(())
+        });
+        issued.unwrap();
+        commands
+    }
+
+    /// QEMU's SMMU without `IDR3.RIL`.
+    fn without_ranges() -> [u32; 5] {
+        let mut ids = QEMU_NESTED;
+        ids[2] &= !(1 << 10);
+        ids
+    }
+
+    fn pages_of(commands: &[Command]) -> BTreeSet<u64> {
+        commands
+            .iter()
+            .filter_map(|command| match command {
+                Command::TlbiS2Ipa { address, pages, .. } => {
+                    Some((address.raw() / PAGE_SIZE, *pages))
+                }
+                _ => None,
+            })
+            .flat_map(|(first, pages)| match pages {
+                Pages::One => first..first + 1,
+                Pages::Range { multiple, scale } => first..first + (u64::from(multiple) << scale),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn combined_translations_go_where_there_can_be_any() {
+        let page = Invalidation::range(Ipa::new(0x4000_0000), PAGE_SIZE);
+        let ipa = Command::TlbiS2Ipa {
+            vmid: VMID,
+            address: Ipa::new(0x4000_0000),
+            pages: Pages::One,
+            leaf: false,
+        };
+        assert_eq!(commands(&page, QEMU_NESTED), [ipa, Command::TlbiNhAll { vmid: VMID }]);
+        // Without a stage 1 that command is illegal.
+        assert_eq!(commands(&page, QEMU_STAGE2), [ipa]);
+        assert_eq!(
+            commands(&Invalidation::All, QEMU_NESTED),
+            [Command::TlbiS12Vmall { vmid: VMID }]
+        );
+    }
+
+    #[test]
+    fn a_large_range_costs_few_commands() {
+        let gigabyte = Invalidation::range(Ipa::new(0x4000_0000), 1 << 30);
+        let pages = Pages::Range { multiple: 1, scale: 18 };
+        let range =
+            Command::TlbiS2Ipa { vmid: VMID, address: Ipa::new(0x4000_0000), pages, leaf: false };
+        assert_eq!(commands(&gigabyte, QEMU_NESTED), [range, Command::TlbiNhAll { vmid: VMID }]);
+        assert_eq!(commands(&gigabyte, without_ranges()), [Command::TlbiS12Vmall { vmid: VMID }]);
+    }
+
+    #[test]
+    fn neighbours_merge_and_too_many_become_everything() {
+        let page = |number: u64| Invalidation::range(Ipa::new(number * PAGE_SIZE), PAGE_SIZE);
+        let mut merged = page(1);
+        merged.merge(&page(2));
+        assert_eq!(merged, Invalidation::range(Ipa::new(PAGE_SIZE), 2 * PAGE_SIZE));
+        for number in [10, 20, 30] {
+            merged.merge(&page(number));
+        }
+        assert_eq!(pages_of(&commands(&merged, QEMU_NESTED)), BTreeSet::from([1, 2, 10, 20, 30]));
+        merged.merge(&page(40));
+        assert_eq!(merged, Invalidation::All);
+    }
+
+    proptest! {
+        /// No page too few, none too many, and never the reserved form.
+        #[test]
+        fn exactly_the_range_is_named(first in 0_u64..1 << 28, count in 1_u64..5000, ril: bool) {
+            let invalidation = Invalidation::range(Ipa::new(first * PAGE_SIZE), count * PAGE_SIZE);
+            let commands = commands(&invalidation, if ril { QEMU_NESTED } else { without_ranges() });
+            if ril || count <= MAX_COMMANDS {
+                prop_assert_eq!(pages_of(&commands), (first..first + count).collect());
+                let named = commands.iter().filter(|command| matches!(command, Command::TlbiS2Ipa { .. })).count();
+                let most = if ril { 13 } else { count };
+                prop_assert!(named as u64 <= most);
+            } else {
+                prop_assert_eq!(commands, vec![Command::TlbiS12Vmall { vmid: VMID }]);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parts_have_legal_operands(left in 1_u64..=1 << 36) {
+            let (pages, count) = largest(left);
+            prop_assert!(count <= left);
+            match pages {
+                Pages::One => prop_assert_eq!(count, 1),
+                Pages::Range { multiple, scale } => {
+                    prop_assert!((1..=32).contains(&multiple) && scale <= 31 && (multiple, scale) != (1, 0));
+                    prop_assert_eq!(u64::from(multiple) << scale, count);
+                }
+            }
+        }
+    }
+}

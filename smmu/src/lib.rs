@@ -15,6 +15,8 @@ pub mod cmd;
 pub mod device;
 pub mod error;
 pub mod event;
+#[cfg(test)]
+mod fake;
 pub mod invalidate;
 pub mod plan;
 pub mod ports;

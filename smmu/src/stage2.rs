@@ -571,3 +571,6 @@ fn release_below<M: Memory>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

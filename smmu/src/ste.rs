@@ -146,3 +146,95 @@ impl Stage2Config {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stage2(record: bool, fwb: bool, stall_disable: bool) -> Ste {
+        let format = Format::new(40, 44, fwb).unwrap();
+        Ste::Stage2(Stage2Config {
+            vmid: Vmid(7),
+            root: Pa::new(0x4567_8000),
+            format,
+            record,
+            stall_disable,
+        })
+    }
+
+    #[test]
+    fn words_have_the_documented_bits() {
+        // Section 5.2. V=1, Config=0b000.
+        assert_eq!(Ste::Abort.encode(), [1, 0, 0, 0, 0, 0, 0, 0]);
+        let words = stage2(true, false, false).encode();
+        // V=1, Config=0b110.
+        assert_eq!(words[0], 0b1101);
+        // MEV [83], SHCFG [109:108] = 1; nothing else, so EATS, STRW, DRE, DCP are 0.
+        assert_eq!(words[1], 1 << (83 - 64) | 1 << (108 - 64));
+        // S2VMID [143:128]; S2T0SZ [165:160] = 24, S2SL0 [167:166] = 1, S2IR0 = S2OR0 = 1, S2SH0 [173:172] = 3,
+        // S2TG [175:174] = 0, S2PS [178:176] = 4; S2AA64 [179], S2PTW [182], S2R [186]; S2S, S2HA, S2HD are 0.
+        let vtcr = 24 | 1 << 6 | 1 << 8 | 1 << 10 | 3 << 12 | 4 << 16;
+        assert_eq!(words[2], 7 | vtcr << 32 | 1 << 51 | 1 << 54 | 1 << 58);
+        // S2TTB [247:196].
+        assert_eq!(words[3], 0x4567_8000);
+        assert_eq!(words[4..], [0; 4]);
+    }
+
+    #[test]
+    fn options_have_the_documented_bits() {
+        let plain = stage2(true, false, false).encode();
+        assert_eq!(stage2(false, false, false).encode()[2], plain[2] & !(1 << 58));
+        // S2FWB [89] and S1STALLD [91].
+        assert_eq!(stage2(true, true, false).encode()[1], plain[1] | 1 << 25);
+        assert_eq!(stage2(true, false, true).encode()[1], plain[1] | 1 << 27);
+    }
+
+    #[test]
+    fn what_is_never_written_is_an_error() {
+        let good = stage2(true, false, false).encode();
+        let changed = |word: usize, value: u64| {
+            let mut words = good;
+            words[word] = value;
+            Ste::decode(&words)
+        };
+        assert_eq!(changed(0, 0b1100), Err(SteError::Invalid));
+        for config in [0b001, 0b011, 0b100, 0b101, 0b111] {
+            assert_eq!(changed(0, config << 1 | 1), Err(SteError::Config(config as u8)));
+        }
+        // S1ContextPtr, EATS, S2S, S2AA64=0, S2TG=1, an unaligned and a too distant S2TTB.
+        assert_eq!(changed(0, good[0] | 1 << 6), Err(SteError::Reserved { word: 0 }));
+        assert_eq!(changed(1, good[1] | 1 << 28), Err(SteError::Reserved { word: 1 }));
+        assert_eq!(changed(2, good[2] | 1 << 57), Err(SteError::Reserved { word: 2 }));
+        assert_eq!(changed(2, good[2] & !(1 << 51)), Err(SteError::Reserved { word: 2 }));
+        assert_eq!(changed(2, good[2] | 1 << 46), Err(SteError::Reserved { word: 2 }));
+        assert_eq!(changed(3, good[3] | 0x1000), Err(SteError::Reserved { word: 3 }));
+        assert_eq!(changed(3, 1 << 44), Err(SteError::Reserved { word: 3 }));
+        assert_eq!(changed(7, 1), Err(SteError::Reserved { word: 7 }));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(
+            vmid: u16, root in 0_u64..1 << 24, bits in 32_u8..=48, fwb: bool, record: bool, stall_disable: bool,
+        ) {
+            let format = Format::new(bits, 48, fwb).unwrap();
+            let root = Pa::new(root * format.root_size());
+            let ste = Ste::Stage2(Stage2Config { vmid: Vmid(vmid), root, format, record, stall_disable });
+            prop_assert_eq!(Ste::decode(&ste.encode()), Ok(ste));
+        }
+
+        /// Whatever decodes is something that could have been written, to the bit.
+        #[test]
+        fn nothing_else_decodes(flips in prop::collection::vec(0_usize..512, 0..4)) {
+            let mut words = stage2(true, false, false).encode();
+            for bit in flips {
+                words[bit / 64] ^= 1 << (bit % 64);
+            }
+            if let Ok(ste) = Ste::decode(&words) {
+                prop_assert_eq!(ste.encode(), words);
+            }
+        }
+    }
+}

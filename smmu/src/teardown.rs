@@ -33,6 +33,12 @@ impl Closed {
     pub fn vmid(&self) -> Vmid {
         self.vmid
     }
+
+    /// A proof of nothing, for tests of what needs one.
+    #[cfg(test)]
+    pub(crate) fn for_test(owner: VmIndex, vmid: Vmid) -> Self {
+        Self { owner, vmid }
+    }
 }
 
 impl<H: Hardware> Smmu<'_, H> {
