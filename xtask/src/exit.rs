@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::setup::Missing;
+
 /// The ways in which a command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -30,12 +32,13 @@ impl Exit {
         }
     }
 
-    /// The exit that `error` asks for: that of the first [`Refusal`] in its chain, else [`Exit::Fail`].
+    /// The exit that `error` asks for by what it is or was caused by; [`Exit::Fail`] for all that ask for nothing.
     pub fn of(error: &anyhow::Error) -> Self {
-        error
-            .chain()
-            .find_map(|cause| cause.downcast_ref::<Refusal>())
-            .map_or(Self::Fail, |refusal| refusal.exit)
+        let asks = |cause: &(dyn std::error::Error + 'static)| {
+            let bad_input = cause.is::<BadInput>().then_some(Self::BadInput);
+            bad_input.or(cause.is::<Missing>().then_some(Self::Missing))
+        };
+        error.chain().find_map(asks).unwrap_or(Self::Fail)
     }
 }
 
@@ -45,29 +48,21 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// An error that decides the exit code. Its text says what is wrong, where, and what to do next.
+/// Input that is refused. The text says what is wrong, where, and what to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    exit: Exit,
-    text: String,
-}
+pub struct BadInput(String);
 
-impl fmt::Display for Refusal {
+impl fmt::Display for BadInput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Refusal {}
+impl std::error::Error for BadInput {}
 
-/// Refuses input: exit code 2.
+/// Refuses input.
 pub fn bad_input(text: impl Into<String>) -> anyhow::Error {
-    Refusal { exit: Exit::BadInput, text: text.into() }.into()
-}
-
-/// Reports a missing prerequisite: exit code 3.
-pub fn missing(text: impl Into<String>) -> anyhow::Error {
-    Refusal { exit: Exit::Missing, text: text.into() }.into()
+    BadInput(text.into()).into()
 }
 
 #[cfg(test)]
@@ -78,8 +73,10 @@ mod tests {
 
     #[test]
     fn context_keeps_the_exit_code() {
-        let error = Err::<(), _>(missing("no QEMU")).context("setting up").unwrap_err();
-        assert_eq!(Exit::of(&error), Exit::Missing);
+        let error = Err::<(), _>(bad_input("no such key")).context("reading").unwrap_err();
+        assert_eq!(Exit::of(&error), Exit::BadInput);
+        let missing = Missing { what: "QEMU".into(), why: "no".into(), how: "buy one".into() };
+        assert_eq!(Exit::of(&anyhow::Error::new(missing).context("setting up")), Exit::Missing);
         assert_eq!(Exit::of(&anyhow::anyhow!("anything else")), Exit::Fail);
     }
 }

@@ -18,6 +18,7 @@ pub mod linux;
 pub mod machine;
 pub mod manifest;
 pub mod plan;
+pub mod request;
 pub mod setup;
 pub mod size;
 pub mod slots;

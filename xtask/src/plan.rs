@@ -18,7 +18,7 @@ const BUILT_IN_SLOT: u8 = 1;
 const DISK_SLOT: u8 = 3;
 
 /// A machine with an owner for everything on it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// The VMs, guest 0 first.
     pub vms: Vec<Owner>,
@@ -31,7 +31,7 @@ pub struct Plan {
 }
 
 /// A VM and what it owns.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Owner {
     /// What was asked for.
     pub vm: Vm,
@@ -206,7 +206,7 @@ fn own_devices(vms: &[Vm], theirs: &[Wanted]) -> Vec<Wanted> {
     for (index, vm) in vms.iter().enumerate() {
         match &vm.content {
             Content::BuiltIn { role, .. } => {
-                let origin = format!("the edu of the built-in {} {}", role.name(), vm.name.value);
+                let origin = format!("the edu of the built-in {role} {}", vm.name.value);
                 for claim in vm.functions.iter().filter(|claim| !filled(claim.value.address)) {
                     let bdf = claim.value.address;
                     let device =

@@ -4,6 +4,7 @@ use platform::bundle::{DmaAtBoot, Function, OnCrashKexec, OnExit, Reopen, Stage1
 use platform::report::Name;
 
 use crate::kernel::Kernel;
+use crate::linux::Extra;
 use crate::setup::Flavor;
 use crate::size::MIB;
 
@@ -47,32 +48,18 @@ impl Cpus {
     }
 }
 
-/// The built-in guests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Moves data through its device and watches its canaries.
-    Victim,
-    /// Aims its device at everything it does not own, and dies with the device armed.
-    Rogue,
-}
-
-impl Role {
-    /// Its name in manifests, bootargs and testimony.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Victim => "victim",
-            Self::Rogue => "rogue",
-        }
-    }
-}
+/// The role of the victim, which moves data through its device and watches its canaries.
+pub const VICTIM: &str = "victim";
+/// The role of the rogue, which aims its device at everything it does not own, and dies with the device armed.
+pub const ROGUE: &str = "rogue";
 
 /// What runs in a VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Content {
     /// The built-in guest image.
     BuiltIn {
-        /// In this role.
-        role: Role,
+        /// In this role, by its name in the image.
+        role: String,
         /// Words added to its bootargs, in place of ours of the same key.
         append: String,
     },
@@ -91,11 +78,13 @@ pub enum Content {
         flavor: Flavor,
         /// What the user adds to its command line.
         append: String,
+        /// What a test adds to its initramfs.
+        extra: Box<Extra>,
     },
 }
 
 /// One VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Vm {
     /// Its unique name.
     pub name: Said<Name>,

@@ -2,8 +2,9 @@ use platform::report::Name;
 
 use super::*;
 use crate::kernel::{Format, Kernel};
+use crate::linux::Extra;
 use crate::setup::Flavor;
-use crate::vm::Role;
+use crate::vm::{ROGUE, VICTIM};
 
 fn catalog() -> Catalog {
     let plugs = [
@@ -30,12 +31,13 @@ fn kernel(name: &str) -> Vm {
     vm(name, Content::Kernel { kernel, initrd: None, append: String::new() })
 }
 
-fn built_in(name: &str, role: Role) -> Vm {
-    vm(name, Content::BuiltIn { role, append: String::new() })
+fn built_in(name: &str, role: &str) -> Vm {
+    vm(name, Content::BuiltIn { role: role.into(), append: String::new() })
 }
 
 fn linux() -> Vm {
-    vm("linux", Content::Linux { flavor: Flavor::Cloud6_12, append: String::new() })
+    let extra = Box::new(Extra::default());
+    vm("linux", Content::Linux { flavor: Flavor::Cloud6_12, append: String::new(), extra })
 }
 
 fn claiming(mut vm: Vm, addresses: &[&str]) -> Vm {
@@ -77,7 +79,7 @@ fn addresses(owner: &Owner) -> Vec<String> {
 
 #[test]
 fn the_demonstration_gets_two_edus() {
-    let plan = planned(vec![built_in("victim", Role::Victim), built_in("rogue", Role::Rogue)], &[]);
+    let plan = planned(vec![built_in("victim", VICTIM), built_in("rogue", ROGUE)], &[]);
     assert_eq!(addresses(&plan.vms[0]), ["00:01.0"]);
     assert_eq!(addresses(&plan.vms[1]), ["00:02.0"]);
     assert_eq!(
@@ -92,10 +94,8 @@ fn the_demonstration_gets_two_edus() {
 
 #[test]
 fn the_linux_guest_gets_its_disks_and_a_claiming_built_in_its_edu() {
-    let plan = planned(
-        vec![linux(), claiming(built_in("rogue", Role::Rogue), &["00:05.0"])],
-        &["nvme,drive=d"],
-    );
+    let plan =
+        planned(vec![linux(), claiming(built_in("rogue", ROGUE), &["00:05.0"])], &["nvme,drive=d"]);
     assert_eq!(addresses(&plan.vms[0]), ["00:03.0", "00:04.0", "00:02.0"]);
     assert_eq!(addresses(&plan.vms[1]), ["00:05.0"]);
     assert_eq!(plan.devices[0].device.to_string(), "nvme,drive=linux-nvme,addr=3.0");
@@ -109,7 +109,7 @@ fn a_users_device_is_guest_0s_unless_claimed() {
     assert_eq!(addresses(&plan.vms[1]), ["00:06.0"]);
     assert_eq!(plan.others.len(), 1);
     // A device for the built-in guest at its address takes the place of its edu.
-    let rogue = claiming(built_in("rogue", Role::Rogue), &["00:06.0"]);
+    let rogue = claiming(built_in("rogue", ROGUE), &["00:06.0"]);
     let plan = planned(vec![kernel("a"), rogue], &["edu,addr=6,dma_mask=0xff"]);
     assert_eq!(plan.devices.len(), 1);
     assert_eq!(addresses(&plan.vms[1]), ["00:06.0"]);

@@ -1,0 +1,409 @@
+//! What `cargo xtask qemu` was asked for: the command line, checked as far as that needs neither QEMU nor network.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Result;
+use platform::bundle::MAX_CPUS;
+use platform::operator::Command;
+
+use crate::catalog::{Catalog, MachineVersion, NESTED_SINCE};
+use crate::cli::{LogLevel, QemuArgs, SmmuStage, Switch};
+use crate::device::{DeviceArg, split_options};
+use crate::exit::bad_input;
+use crate::kernel::Kernel;
+use crate::linux::Extra;
+use crate::machine::{DEFAULT_CPU, Stages};
+use crate::manifest;
+use crate::plan::{self, UserDevice};
+use crate::setup::{self, Flavor};
+use crate::size::{self, MIB};
+use crate::vm::{Content, Cpus, ROGUE, Said, VICTIM, Vm};
+
+/// The memory of each VM of the demonstration.
+const DEMONSTRATION_MEMORY: u64 = 16 * MIB;
+/// How long the demonstration may take before it is given up.
+const DEMONSTRATION_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// A run that was asked for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The VMs, guest 0 first.
+    pub vms: Vec<Vm>,
+    /// Whether this is the built-in demonstration.
+    pub demonstration: bool,
+    /// Whether the guest runs on the bare machine.
+    pub native: bool,
+    /// The QEMU to use.
+    pub qemu: Option<PathBuf>,
+    /// The version of QEMU's machine.
+    pub version: Option<MachineVersion>,
+    /// The SMMU's stages, if they were asked for.
+    pub stages: Option<Stages>,
+    /// The CPU model.
+    pub cpu: String,
+    /// Whether there is an interrupt translation service.
+    pub its: bool,
+    /// Whether virtual time follows the instruction count.
+    pub icount: bool,
+    /// Whether QEMU waits for a debugger.
+    pub gdb: bool,
+    /// The user's devices.
+    pub devices: Vec<UserDevice>,
+    /// What is behind them.
+    pub backends: Vec<(&'static str, String)>,
+    /// Arguments for QEMU that nobody looks at.
+    pub extra: Vec<String>,
+    /// Operator actions by the time since QEMU's start, the earliest first.
+    pub actions: Vec<Action>,
+    /// Whether the terminal gives operator commands.
+    pub interactive: bool,
+    /// EL2's log level.
+    pub log_level: Option<LogLevel>,
+    /// How long the run may take.
+    pub timeout: Option<Duration>,
+    /// Where the SMMU trace goes.
+    pub trace: Option<PathBuf>,
+    /// Where the report goes.
+    pub report: Option<PathBuf>,
+    /// Where the guests' consoles go.
+    pub serial: Option<PathBuf>,
+    /// How set-up works.
+    pub setup: setup::Options,
+    /// Nothing but errors is shown while the run goes on.
+    pub quiet: bool,
+}
+
+/// An operator action at a certain time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Action {
+    /// Since QEMU's start.
+    pub after: Duration,
+    /// What to do.
+    pub command: Command,
+}
+
+impl Request {
+    /// Checks what the command line asks for, and everything it names, as far as that needs no QEMU.
+    ///
+    /// # Errors
+    ///
+    /// Bad input, naming the option, or the manifest's line and key.
+    pub fn new(args: &QemuArgs) -> Result<Self> {
+        if let Some(name) = &args.scenario {
+            return Err(bad_input(format!(
+                "--scenario {name}: this version has no scenarios; without the option, the built-in demonstration runs"
+            )));
+        }
+        let demonstration = !args.linux && args.kernel.is_none() && args.vms.is_empty();
+        let setup =
+            setup::Options { mirror: args.source.mirror.clone(), ..setup::Options::default() };
+        setup.validate().map_err(bad_input)?;
+        let request = Self {
+            vms: vms(args, demonstration)?,
+            demonstration,
+            native: args.native,
+            qemu: args.qemu.clone(),
+            version: machine_version(args)?,
+            stages: args.smmu_stage.map(|stage| match stage {
+                SmmuStage::Nested => Stages::Nested,
+                SmmuStage::Two => Stages::Two,
+                SmmuStage::One => Stages::One,
+            }),
+            cpu: args.cpu.clone().unwrap_or_else(|| DEFAULT_CPU.into()),
+            its: args.its == Switch::On,
+            icount: args.icount,
+            gdb: args.gdb,
+            devices: devices(&args.devices)?,
+            backends: backends(args)?,
+            extra: extra(&args.qemu_args)?,
+            actions: actions(args)?,
+            interactive: args.interactive,
+            log_level: args.log_level,
+            timeout: match args.timeout {
+                Some(0) => {
+                    return Err(bad_input(
+                        "--timeout 0: nothing can run in no time: give at least 1",
+                    ));
+                }
+                Some(seconds) => Some(Duration::from_secs(seconds)),
+                None => (demonstration && !args.gdb && !args.interactive)
+                    .then_some(DEMONSTRATION_TIMEOUT),
+            },
+            trace: args.trace.clone(),
+            report: args.report.clone(),
+            serial: args.serial.clone(),
+            setup,
+            quiet: false,
+        };
+        request.check_files()?;
+        request.check_plan()?;
+        Ok(request)
+    }
+
+    /// Plans with what is known of every QEMU, so that most mistakes show before one is fetched.
+    fn check_plan(&self) -> Result<()> {
+        let plan = plan::plan(self.vms.clone(), &self.devices, &Catalog::Unasked)?;
+        for action in &self.actions {
+            let (Command::Kill(name) | Command::Restart(name) | Command::Off(name)) =
+                &action.command
+            else {
+                continue;
+            };
+            let origin = format!("--at {}", action.command);
+            let Some(index) = self.vms.iter().position(|vm| vm.name.value == *name) else {
+                let known: Vec<&str> = self.vms.iter().map(|vm| vm.name.value.as_str()).collect();
+                return Err(bad_input(format!(
+                    "{origin}: there is no VM {name}: there are {}",
+                    known.join(", ")
+                )));
+            };
+            if matches!(action.command, Command::Restart(_)) {
+                plan.check_restart(index, &origin)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that what the run writes can be written, and that what it needs is there.
+    fn check_files(&self) -> Result<()> {
+        for (option, file) in
+            [("--trace", &self.trace), ("--report", &self.report), ("--serial", &self.serial)]
+        {
+            let Some(file) = file else { continue };
+            let folder = file
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty())
+                .unwrap_or(Path::new("."));
+            if !folder.is_dir() || file.is_dir() {
+                return Err(bad_input(format!(
+                    "{option} {}: not a file that can be written: name one in a folder that exists",
+                    file.display()
+                )));
+            }
+        }
+        if let Some(qemu) = &self.qemu
+            && qemu.components().count() > 1
+            && !qemu.is_file()
+        {
+            return Err(bad_input(format!("--qemu {}: there is no such program", qemu.display())));
+        }
+        Ok(())
+    }
+}
+
+fn vms(args: &QemuArgs, demonstration: bool) -> Result<Vec<Vm>> {
+    let mut vms = Vec::new();
+    if args.append.is_some() && !args.linux && args.kernel.is_none() {
+        return Err(bad_input(
+            "--append: it needs --kernel or --linux; a manifest has its own `append`",
+        ));
+    }
+    let append = args.append.clone().unwrap_or_default();
+    if args.linux {
+        let content =
+            Content::Linux { flavor: Flavor::Cloud6_1, append, extra: Box::new(Extra::default()) };
+        vms.push(vm("linux", "--linux", content)?);
+    } else if let Some(path) = &args.kernel {
+        let kernel = read("--kernel", path)?;
+        let kernel = Kernel::parse(&kernel)
+            .map_err(|error| bad_input(format!("--kernel {}: {error}", path.display())))?;
+        let initrd = args.initrd.as_ref().map(|path| read("--initrd", path)).transpose()?;
+        vms.push(vm("guest0", "--kernel", Content::Kernel { kernel, initrd, append })?);
+    } else if demonstration {
+        for role in [VICTIM, ROGUE] {
+            let content = Content::BuiltIn { role: role.into(), append: String::new() };
+            let mut vm = vm(role, "the demonstration", content)?;
+            vm.cpus = Said::new(Cpus::Count(1), "the demonstration");
+            vm.memory = Said::new(DEMONSTRATION_MEMORY, "the demonstration");
+            vms.push(vm);
+        }
+    }
+    for path in &args.vms {
+        vms.push(manifest::read(path)?);
+    }
+    // There is always one: something to boot, or a manifest.
+    if let Some(first) = vms.first_mut() {
+        override_first(first, args)?;
+    }
+    Ok(vms)
+}
+
+/// What is said of guest 0 beside its manifest.
+fn override_first(first: &mut Vm, args: &QemuArgs) -> Result<()> {
+    if let Some(cpus) = args.smp {
+        if cpus == 0 || cpus as usize > MAX_CPUS {
+            return Err(bad_input(format!("--smp {cpus}: a VM has 1 to {MAX_CPUS} CPUs")));
+        }
+        first.cpus = Said::new(Cpus::Count(cpus), "--smp");
+    }
+    if let Some(text) = &args.memory {
+        let bytes =
+            size::parse_vm_memory(text).map_err(|error| bad_input(format!("--memory: {error}")))?;
+        first.memory = Said::new(bytes, "--memory");
+    }
+    if let Some(text) = &args.expect {
+        if text.is_empty() {
+            return Err(bad_input(
+                "--expect: an empty text says nothing: give one that must be printed",
+            ));
+        }
+        first.expect.push(text.clone());
+    }
+    Ok(())
+}
+
+fn vm(name: &str, origin: &str, content: Content) -> Result<Vm> {
+    let name =
+        platform::name::parse(name).map_err(|error| bad_input(format!("{origin}: {error}")))?;
+    Ok(Vm::new(Said::new(name, origin), content))
+}
+
+fn read(option: &str, path: &Path) -> Result<Vec<u8>> {
+    let named = format!("{option} {}", path.display());
+    let bytes = std::fs::read(path)
+        .map_err(|error| bad_input(format!("{named}: {error}: name a readable file")))?;
+    if bytes.is_empty() { Err(bad_input(format!("{named}: the file is empty"))) } else { Ok(bytes) }
+}
+
+fn machine_version(args: &QemuArgs) -> Result<Option<MachineVersion>> {
+    let version: Option<MachineVersion> = match &args.machine_version {
+        Some(text) => Some(
+            text.parse()
+                .map_err(|error| bad_input(format!("--machine-version {text}: {error}")))?,
+        ),
+        None => None,
+    };
+    let newest_with_choice = MachineVersion(9, 1);
+    match args.smmu_stage {
+        Some(SmmuStage::One | SmmuStage::Two) => match version {
+            Some(version) if version >= NESTED_SINCE => Err(bad_input(format!(
+                "--smmu-stage: the SMMU of machine version {version} always has both stages: use \
+                 --machine-version {newest_with_choice} or older"
+            ))),
+            Some(version) => Ok(Some(version)),
+            None => Ok(Some(newest_with_choice)),
+        },
+        _ => Ok(version),
+    }
+}
+
+fn devices(arguments: &[String]) -> Result<Vec<UserDevice>> {
+    let device = |argument: &String| {
+        let origin = format!("--device {argument}");
+        let refuse = |error: String| bad_input(format!("{origin}: {error}"));
+        let device: DeviceArg = argument
+            .parse()
+            .map_err(|error: crate::device::DeviceError| refuse(error.to_string()))?;
+        device.check_confined().map_err(|error| refuse(error.to_string()))?;
+        device.address().map_err(|error| refuse(error.to_string()))?;
+        Ok(UserDevice { device, origin: origin.clone() })
+    };
+    arguments.iter().map(device).collect()
+}
+
+fn backends(args: &QemuArgs) -> Result<Vec<(&'static str, String)>> {
+    for drive in &args.drives {
+        let options = split_options(drive);
+        let interface = options.iter().rev().find_map(|option| option.strip_prefix("if="));
+        if !matches!(interface, Some("none" | "pflash")) {
+            return Err(bad_input(format!(
+                "--drive {drive}: without if=none QEMU adds a device of its own, whose DMA passes no SMMU: say if=none \
+                 and add the device with --device"
+            )));
+        }
+    }
+    let all =
+        [("-blockdev", &args.blockdevs), ("-drive", &args.drives), ("-netdev", &args.netdevs)];
+    let each = |(option, values): (&'static str, &Vec<String>)| {
+        values.iter().map(|value| (option, value.clone())).collect::<Vec<_>>()
+    };
+    Ok(all.into_iter().flat_map(each).collect())
+}
+
+/// Checks the arguments that are passed through: what this program has to know of goes through options of its own.
+fn extra(arguments: &[String]) -> Result<Vec<String>> {
+    const OURS: [(&str, &str); 27] = [
+        ("append", "use --append"),
+        ("blockdev", "use --blockdev"),
+        ("cpu", "use --cpu"),
+        ("device", "use --device"),
+        ("drive", "use --drive"),
+        ("gdb", "use --gdb"),
+        ("initrd", "use --initrd"),
+        ("kernel", "use --kernel"),
+        ("m", "use --memory"),
+        ("netdev", "use --netdev"),
+        ("smp", "use --smp"),
+        ("s", "use --gdb"),
+        ("S", "use --gdb"),
+        ("M", "use --machine-version, --smmu-stage or --its"),
+        ("machine", "use --machine-version, --smmu-stage or --its"),
+        ("cdrom", "it adds a device whose DMA passes no SMMU: use --drive and --device"),
+        ("hda", "it adds a device whose DMA passes no SMMU: use --drive and --device"),
+        ("net", "it adds a device whose owner is not known: use --netdev and --device"),
+        ("nic", "it adds a device whose owner is not known: use --netdev and --device"),
+        ("sd", "it adds a device whose DMA passes no SMMU: use --drive and --device"),
+        ("usb", "it adds a device whose owner is not known: use --device"),
+        ("D", "it takes the SMMU trace away: use --trace"),
+        ("trace", "the SMMU trace is one of the run's witnesses: use --trace"),
+        ("semihosting", "a guest could use it to reach this machine's files"),
+        ("semihosting-config", "a guest could use it to reach this machine's files"),
+        ("serial", "the serial lines are the consoles: use --serial"),
+        ("nographic", "the serial lines are the consoles: use --serial"),
+    ];
+    let mut passed = Vec::new();
+    for argument in arguments {
+        // One option with its value is often given as one argument.
+        let words = match argument.split_once(' ') {
+            Some((option, value)) if option.starts_with('-') => vec![option, value.trim_start()],
+            _ => vec![argument.as_str()],
+        };
+        for word in words {
+            let name = word.strip_prefix('-').map(|name| name.strip_prefix('-').unwrap_or(name));
+            if let Some((_, instead)) = OURS.iter().find(|(ours, _)| Some(*ours) == name) {
+                return Err(bad_input(format!("--qemu-arg {word}: {instead}")));
+            }
+            passed.push(word.to_owned());
+        }
+    }
+    Ok(passed)
+}
+
+fn actions(args: &QemuArgs) -> Result<Vec<Action>> {
+    if args.native && !args.at.is_empty() {
+        return Err(bad_input(
+            "--at: without the hypervisor there is no operator: remove --at or --native",
+        ));
+    }
+    let action = |text: &String| {
+        let refuse =
+            |what: &str| bad_input(format!("--at {text}: {what}: write SECS:kill|restart|off:VM"));
+        let mut parts = text.splitn(3, ':');
+        let (Some(seconds), Some(verb), Some(vm)) = (parts.next(), parts.next(), parts.next())
+        else {
+            return Err(refuse("three parts are needed"));
+        };
+        let plain = !seconds.is_empty()
+            && seconds.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        let after = seconds.parse().ok().filter(|_| plain);
+        let after = after.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let name = platform::name::parse(vm).map_err(|error| refuse(&error.to_string()))?;
+        let command = match verb {
+            "kill" => Command::Kill(name),
+            "restart" => Command::Restart(name),
+            "off" => Command::Off(name),
+            _ => return Err(refuse("there is no such action")),
+        };
+        Ok(Action {
+            after: after.ok_or_else(|| refuse("the time is not a number of seconds"))?,
+            command,
+        })
+    };
+    let mut actions = args.at.iter().map(action).collect::<Result<Vec<_>>>()?;
+    actions.sort_by_key(|action| action.after);
+    Ok(actions)
+}
+
+#[cfg(test)]
+mod tests;
