@@ -112,6 +112,7 @@ fn machine() -> Machine {
             address,
             label: "edu".into(),
             vm: Some(vm.into()),
+            disk: None,
         }
     };
     let mut regions = vec![Region { name: "hypervisor".into(), base: HYPERVISOR, size: SIZE }];
@@ -349,7 +350,7 @@ impl Run {
         send(&Record::Begin { version: 1 });
         records.iter().for_each(&mut send);
         if self.end_of_report {
-            send(&Record::End { records: records.len() as u32 });
+            send(&Record::End { records: records.len() as u32 + 2 });
         }
         collector
     }

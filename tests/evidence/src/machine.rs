@@ -44,18 +44,15 @@ pub struct Vm {
 /// What runs in a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Guest {
-    /// A built-in guest. It tells of every DMA and ends with `@done`.
+    /// A built-in guest. It ends with `@done`; a victim and a rogue tell of every DMA.
     BuiltIn {
-        /// `victim` or `rogue`.
+        /// `victim`, `rogue` or the name of a suite.
         role: String,
         /// What its device's data starts with, if it attacks.
         nonce: Option<u32>,
     },
     /// Linux with the built initramfs: tells of its disks and ends with `@done`, but not of each DMA.
-    Linux {
-        /// How many disks it must have read and compared.
-        disks: usize,
-    },
+    Linux,
     /// Anything else: tells nothing.
     Other,
 }
@@ -73,6 +70,8 @@ pub struct Device {
     pub label: String,
     /// Who owns it.
     pub vm: Option<String>,
+    /// What its owner calls the disk behind it, if it must tell of one.
+    pub disk: Option<String>,
 }
 
 impl Machine {
@@ -120,8 +119,8 @@ impl Machine {
 
 impl Guest {
     /// Whether it tells of every DMA that its devices do.
-    pub const fn testifies(&self) -> bool {
-        matches!(self, Self::BuiltIn { .. })
+    pub fn testifies(&self) -> bool {
+        matches!(self, Self::BuiltIn { role, .. } if role == "victim" || role == "rogue")
     }
 
     /// Whether it ends with `@done`.

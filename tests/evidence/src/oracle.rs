@@ -71,6 +71,13 @@ pub enum Finding {
         /// What the trace has.
         traced: u32,
     },
+    /// A stream did DMA so long ago that EL2 does not remember its state.
+    Forgotten {
+        /// The stream.
+        sid: StreamId,
+        /// After how many `CFGI_STE`.
+        cfgi: u32,
+    },
     /// DMA of a stream that no VM owns succeeded.
     Unowned {
         /// The stream.
@@ -134,6 +141,12 @@ impl fmt::Display for Finding {
                 f,
                 "EL2 issued {reported} CFGI_STE for stream {sid}, QEMU's trace has {traced}"
             ),
+            Self::Forgotten { sid, cfgi } => {
+                write!(
+                    f,
+                    "EL2 does not remember stream {sid} after {cfgi} CFGI_STE, when it did DMA"
+                )
+            }
             Self::Unowned { sid, count } => {
                 write!(f, "stream {sid} has no owner and did DMA {count} times")
             }
@@ -228,6 +241,12 @@ pub fn pages(address: u64, size: u64) -> Range<u64> {
     }
 }
 
+/// Whether the state of `stream` after `cfgi` `CFGI_STE` fell out of EL2's bounded memory.
+fn forgotten(stream: &report::Stream, cfgi: u32) -> bool {
+    let first = stream.history.first().map_or(u32::MAX, |first| first.cfgi);
+    usize::try_from(stream.transitions).is_ok_and(|all| all > stream.history.len()) && cfgi < first
+}
+
 const GERROR_CMDQ_ERR: u32 = 1;
 
 const fn is_open(state: StreamState) -> bool {
@@ -273,7 +292,8 @@ fn confined(
 ) {
     let configured = machine.device(sid).and_then(|device| device.vm.clone());
     let Some(reported) = report.stream(sid.0) else {
-        if !traced.epochs.is_empty() {
+        // Who is nobody's is stopped without a word; what is recorded must be told (C6).
+        if traced.successes() > 0 || !traced.events().is_empty() {
             findings.push(Finding::Unreported { sid });
         }
         if traced.successes() > 0 {
@@ -284,7 +304,9 @@ fn confined(
     let mut reached = IntervalSet::new();
     for (&cfgi, epoch) in traced.epochs.iter().filter(|(_, epoch)| epoch.successes > 0) {
         let state = state_at(reported, cfgi);
-        if !is_open(state) {
+        if forgotten(reported, cfgi) {
+            findings.push(Finding::Forgotten { sid, cfgi });
+        } else if !is_open(state) {
             findings.push(Finding::Closed { sid, state, cfgi, count: epoch.successes });
         }
         epoch.pages().iter().for_each(|range| reached.insert(range));

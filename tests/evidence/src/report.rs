@@ -256,6 +256,8 @@ impl std::error::Error for Error {}
 #[derive(Clone, Debug, Default)]
 pub struct Collector {
     records: Vec<Record>,
+    /// How many came since `Begin`, itself and `End` included.
+    count: u32,
     begun: bool,
     ended: Option<u32>,
     error: Option<Error>,
@@ -294,24 +296,27 @@ impl Collector {
                 if version != VERSION {
                     self.fail(Error::Version(version));
                 } else if self.begun && self.ended.is_none() {
-                    self.fail(Error::Unfinished { records: self.count() });
+                    self.fail(Error::Unfinished { records: self.count });
                 }
                 self.records.clear();
+                self.count = 1;
                 self.begun = true;
                 self.ended = None;
             }
             _ if !self.begun || self.ended.is_some() => self.fail(Error::Misplaced),
-            Record::End { records } => self.ended = Some(records),
-            record => self.records.push(record),
+            Record::End { records } => {
+                self.ended = Some(records);
+                self.count += 1;
+            }
+            record => {
+                self.records.push(record);
+                self.count += 1;
+            }
         }
     }
 
     fn fail(&mut self, error: Error) {
         self.error.get_or_insert(error);
-    }
-
-    fn count(&self) -> u32 {
-        self.records.len().try_into().unwrap_or(u32::MAX)
     }
 
     /// How many lines belonged to the report.
@@ -337,7 +342,7 @@ impl Collector {
             }
         }
         report.streams.sort_by_key(|stream| stream.sid);
-        let count = self.count();
+        let count = self.count;
         let incomplete = match self.ended {
             None if self.begun => Some(Error::Unfinished { records: count }),
             None => Some(Error::Missing),

@@ -4,12 +4,12 @@
 //! @tried device=00:01.0 op=write address=0x40400000 accesses=1024 arrived=1024
 //! @armed device=00:02.0 op=write address=0x40400000 accesses=1
 //! @canary page=0x40500000 ok
-//! @disk device=00:03.0 driver=nvme bytes=1048576 sha256=ok
+//! @disk name=nvme0n1 bytes=1048576 sha256=ok
 //! @done role=victim
 //! ```
 //!
-//! Every line is `@kind key=value ...`; a bare `FAILED` says that the guest found something wrong, and
-//! `why=` takes the rest of the line. A guest speaks for itself only: EL2 puts its name before each line.
+//! Every line is `@kind key=value ...`; a bare `FAILED` or a value `BAD` says that the guest found something
+//! wrong, and `why=` takes the rest of the line. A guest speaks for itself only: EL2 puts its name before each line.
 
 use std::collections::BTreeMap;
 
@@ -108,13 +108,13 @@ pub struct Canary {
     pub changed: Option<u64>,
 }
 
-/// One disk that a guest read and compared with what it must hold.
+/// What a guest found out about one disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
-    /// The device, `BB:DD.F` as the guest sees it, if it says so.
-    pub device: Option<String>,
-    /// Every field of the line.
-    pub fields: BTreeMap<String, String>,
+    /// What the guest calls it.
+    pub name: String,
+    /// Whether this is about what the guest wrote before, rather than what was on the disk.
+    pub written: bool,
     /// Whether the content was right.
     pub ok: bool,
 }
@@ -135,6 +135,8 @@ pub struct Other {
     pub kind: String,
     /// Its fields.
     pub fields: BTreeMap<String, String>,
+    /// Its other words.
+    pub words: Vec<String>,
 }
 
 impl Testimony {
@@ -216,7 +218,9 @@ impl Guest {
 
     fn testify(&mut self, line: &str) -> Option<()> {
         let words = Words::read(line)?;
-        if words.failed || words.get("sha256").is_some_and(|verdict| verdict != "ok") {
+        let strict = ["armed", "canary", "disk", "done", "tried"].contains(&words.kind);
+        (!strict || words.bare.is_empty()).then_some(())?;
+        if words.failed {
             self.failures.push(format!("@{line}"));
         }
         match words.kind {
@@ -244,15 +248,20 @@ impl Guest {
                 };
                 self.canaries.push(Canary { page: words.number("page")?, changed });
             }
-            "disk" => self.disks.push(Disk {
-                device: words.get("device").map(str::to_owned),
-                ok: words.get("sha256") == Some("ok") && !words.failed,
-                fields: words.owned(),
-            }),
+            "disk" => {
+                let (read, written) = (words.get("sha256"), words.get("write"));
+                let ok = read.xor(written)? == "ok";
+                let name = words.get("name")?.into();
+                self.disks.push(Disk { name, written: written.is_some(), ok });
+            }
             "done" => {
                 self.done.push(Done { role: words.get("role")?.into(), ok: !words.failed });
             }
-            kind => self.others.push(Other { kind: kind.into(), fields: words.owned() }),
+            kind => self.others.push(Other {
+                kind: kind.into(),
+                fields: words.owned(),
+                words: words.bare.iter().map(|word| (*word).to_owned()).collect(),
+            }),
         }
         Some(())
     }
@@ -262,6 +271,7 @@ impl Guest {
 struct Words<'a> {
     kind: &'a str,
     fields: BTreeMap<&'a str, &'a str>,
+    bare: Vec<&'a str>,
     ok: bool,
     failed: bool,
 }
@@ -269,7 +279,8 @@ struct Words<'a> {
 impl<'a> Words<'a> {
     fn read(line: &'a str) -> Option<Self> {
         let (kind, mut rest) = line.split_once(' ').unwrap_or((line, ""));
-        let mut words = Self { kind, fields: BTreeMap::new(), ok: false, failed: false };
+        let (fields, bare) = (BTreeMap::new(), Vec::new());
+        let mut words = Self { kind, fields, bare, ok: false, failed: false };
         while !rest.is_empty() {
             if let Some(why) = rest.strip_prefix("why=") {
                 words.fields.insert("why", why);
@@ -280,12 +291,13 @@ impl<'a> Words<'a> {
             match word.split_once('=') {
                 Some((key, value)) => {
                     words.fields.insert(key, value).is_none().then_some(())?;
+                    words.failed |= value == "BAD";
                 }
                 None => match word {
                     "ok" => words.ok = true,
                     "FAILED" => words.failed = true,
                     "" => {}
-                    _ => return None,
+                    bare => words.bare.push(bare),
                 },
             }
         }

@@ -81,8 +81,16 @@ fn a_closed_stream_must_not_succeed() {
 fn a_stream_without_history_is_closed() {
     let mut run = Run::good();
     run.rogue().history.clear();
+    run.rogue().transitions = 0;
     let state = StreamState::Abort;
     finds(&run, Finding::Closed { sid: ROGUE, state, cfgi: 1, count: 2 });
+}
+
+#[test]
+fn dma_from_before_what_el2_remembers_cannot_be_judged() {
+    let mut run = Run::good();
+    run.rogue().history.drain(..2);
+    finds(&run, Finding::Forgotten { sid: ROGUE, cfgi: 1 });
 }
 
 #[test]
@@ -114,6 +122,8 @@ fn refusals_of_a_stream_without_owner_are_reported_or_silent() {
     let sid = StreamId(0x18);
     let mut run = Run::good();
     run.trace.push(aborted(sid, RAM));
+    assert_eq!(findings(&run), []);
+    run.trace.extend(refused(sid, RAM, 1));
     finds(&run, Finding::Unreported { sid });
 }
 

@@ -14,10 +14,12 @@ fn every_kind_of_line_is_read() {
         "@armed device=00:02.0 op=write address=0x40402000 accesses=1",
         "@canary page=0x40500000 ok",
         "@canary page=0x40501000 changed=0x40501010",
-        "@disk device=00:03.0 driver=nvme bytes=1048576 sha256=ok",
+        "@disk name=nvme0n1 bytes=1048576 sha256=ok device=nvme1n1",
+        "@disk name=nvme0n1 write=ok bytes=1048576",
         "@check name=cpu-reaches-no-its ok",
         "@interrupts device=00:01.0 count=10",
-        "@iommu groups=2",
+        "@iommu 0000:00:01.0 type=DMA",
+        "@interrupts irq=14 count=7 GICv3 36 Level nvme0q0",
         "@done role=victim",
     ]);
     assert_eq!(
@@ -34,12 +36,13 @@ fn every_kind_of_line_is_read() {
     assert_eq!((guest.armed[0].address, guest.armed[0].accesses), (0x4040_2000, 1));
     let changed: Vec<_> = guest.canaries.iter().map(|canary| canary.changed).collect();
     assert_eq!(changed, [None, Some(0x4050_1010)]);
-    assert_eq!(guest.disks[0].device.as_deref(), Some("00:03.0"));
-    assert_eq!(guest.disks[0].fields["driver"], "nvme");
-    assert!(guest.disks[0].ok);
+    let disk = |written| Disk { name: "nvme0n1".into(), written, ok: true };
+    assert_eq!(guest.disks, [disk(false), disk(true)]);
     let kinds: Vec<_> = guest.others.iter().map(|other| other.kind.as_str()).collect();
-    assert_eq!(kinds, ["check", "interrupts", "iommu"]);
+    assert_eq!(kinds, ["check", "interrupts", "iommu", "interrupts"]);
     assert_eq!(guest.others[1].fields["count"], "10");
+    assert_eq!(guest.others[2].words, ["0000:00:01.0"]);
+    assert_eq!(guest.others[3].words, ["GICv3", "36", "Level", "nvme0q0"]);
     assert_eq!(guest.done, [Done { role: "victim".into(), ok: true }]);
     assert_eq!((guest.failures.len(), guest.unread, guest.overflowed), (0, None, false));
 }
@@ -48,14 +51,14 @@ fn every_kind_of_line_is_read() {
 fn failures_keep_their_reason() {
     let guest = said(&[
         "@check name=timer FAILED why=it stood still, x=1",
-        "@disk device=00:03.0 sha256=FAILED",
+        "@disk name=vda bytes=1048576 sha256=BAD",
         "@done role=victim FAILED why=bootargs: no role=",
     ]);
     assert_eq!(
         guest.failures,
         [
             "@check name=timer FAILED why=it stood still, x=1",
-            "@disk device=00:03.0 sha256=FAILED",
+            "@disk name=vda bytes=1048576 sha256=BAD",
             "@done role=victim FAILED why=bootargs: no role=",
         ]
     );
@@ -76,6 +79,9 @@ fn what_cannot_be_read_is_kept() {
         "@armed device=00:01.0 op=write address=0x4040000g accesses=1",
         "@canary page=0x40500000",
         "@canary page=0x40500000 changed=",
+        "@disk name=vda bytes=1048576",
+        "@disk bytes=1048576 sha256=ok",
+        "@disk name=vda sha256=ok write=ok",
         "@done",
         "@done role=victim @done role=victim",
     ] {

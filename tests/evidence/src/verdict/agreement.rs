@@ -55,11 +55,14 @@ fn guest(vm: &Vm, said: &testimony::Guest, machine: &Machine, findings: &mut Vec
                 findings.push(format!("{name} said nothing of its canaries"));
             }
         }
-        Guest::Linux { disks } if said.disks.len() < *disks && !vm.may_be_cut_off => {
-            let told = said.disks.len();
-            findings.push(format!("{name} told of {told} of its {disks} disks"));
+        Guest::Linux | Guest::Other => {}
+    }
+    let owned = machine.devices.iter().filter(|device| device.vm.as_ref() == Some(name));
+    for disk in owned.filter_map(|device| device.disk.as_ref()) {
+        let told = |written| said.disks.iter().any(|d| d.name == *disk && d.written == written);
+        if !vm.may_be_cut_off && [false, true].into_iter().any(|written| !told(written)) {
+            findings.push(format!("{name} did not tell what it read from and wrote to {disk}"));
         }
-        Guest::Linux { .. } | Guest::Other => {}
     }
     for device in said.tried.iter().map(|t| &t.device).chain(said.armed.iter().map(|a| &a.device)) {
         if machine.device_of(name, device).is_none() {

@@ -5,7 +5,7 @@ use smmu::addr::{Iova, PAGE_SIZE};
 use super::agreement::named;
 use super::place::{Place, physical, place, translate};
 use super::table::thousands;
-use crate::machine::{Device, Guest, Machine, Vm};
+use crate::machine::{Device, Machine, Vm};
 use crate::memory::{self, Found, RamFile};
 use crate::oracle;
 use crate::report::{self, Report};
@@ -351,10 +351,8 @@ impl<'a> Gatherer<'a> {
         let mut row = subject.row(&vm.name, "its driver's DMA");
         row.allowed = subject.stream.successes() + subject.stream.untranslated();
         row.stopped = subject.stream.refusals(|epoch| !subject.is_late(epoch));
-        if let (Guest::Linux { .. }, Some(said)) = (&vm.guest, self.said(vm)) {
-            let address = &subject.device.guest_address;
-            let mine = |disk: &&testimony::Disk| disk.device.as_ref() == Some(address);
-            let disks: Vec<_> = said.disks.iter().filter(mine).collect();
+        if let (Some(name), Some(said)) = (&subject.device.disk, self.said(vm)) {
+            let disks: Vec<_> = said.disks.iter().filter(|disk| disk.name == *name).collect();
             if !disks.is_empty() {
                 let ok = disks.iter().all(|disk| disk.ok);
                 row.canary = if ok { Canary::Ok } else { Canary::Changed(None) };

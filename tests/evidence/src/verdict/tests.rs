@@ -366,7 +366,7 @@ mod el2 {
     fn an_incomplete_report_fails_and_hides_nothing() {
         let mut run = Run::good();
         run.end_of_report = false;
-        run.fails("EL2's report stops after 23 records");
+        run.fails("EL2's report stops after 24 records");
         assert!(!run.judge().sources.el2.complete);
         run.trace.push(register(0x44, 0x8000_0000));
         run.fails("GBPA.ABORT was cleared 1 times");
@@ -500,11 +500,13 @@ mod linux {
     /// The victim is Linux with a disk, and nobody attacks.
     fn run() -> Run {
         let mut run = Run::good();
-        run.machine.vms[0].guest = Guest::Linux { disks: 1 };
+        run.machine.vms[0].guest = Guest::Linux;
         run.machine.devices[0].label = "nvme".into();
+        run.machine.devices[0].disk = Some("nvme0n1".into());
         run.silence("@tried device=00:01.0");
         run.silence("@canary");
-        run.said.push("[victim] @disk device=00:01.0 driver=nvme bytes=1048576 sha256=ok".into());
+        run.said.push("[victim] @disk name=nvme0n1 bytes=1048576 sha256=ok".into());
+        run.said.push("[victim] @disk name=nvme0n1 write=ok bytes=1048576".into());
         run
     }
 
@@ -519,16 +521,16 @@ mod linux {
     #[test]
     fn a_disk_with_the_wrong_content_fails() {
         let mut run = run();
-        run.say("sha256=ok", "sha256=FAILED");
-        run.fails("victim: @disk device=00:01.0 driver=nvme bytes=1048576 sha256=FAILED");
+        run.say("write=ok", "write=BAD");
+        run.fails("victim: @disk name=nvme0n1 write=BAD bytes=1048576");
         assert!(run.judge().table().contains("CHANGED"));
     }
 
     #[test]
     fn a_disk_that_is_not_told_of_fails() {
         let mut run = run();
-        run.silence("@disk");
-        run.fails("victim told of 0 of its 1 disks");
+        run.silence("write=ok");
+        run.fails("victim did not tell what it read from and wrote to nvme0n1");
     }
 
     #[test]
@@ -565,11 +567,14 @@ mod strangers {
     }
 
     #[test]
-    fn an_unknown_stream_is_shown_and_fails() {
+    fn an_unknown_stream_is_shown_and_fails_if_it_was_recorded() {
         let mut run = Run::good();
-        run.trace.push(aborted(smmu::addr::StreamId(0x18), RAM));
-        run.fails("stream 0x18 did DMA, EL2 does not report it");
+        let sid = smmu::addr::StreamId(0x18);
+        run.trace.push(aborted(sid, RAM));
         assert!(run.judge().table().contains("stream 0x18  -       unknown DMA"));
+        assert!(run.judge().pass, "it was stopped without a word");
+        run.trace.extend(refused(sid, RAM, 1));
+        run.fails("stream 0x18 did DMA, EL2 does not report it");
     }
 }
 
