@@ -11,9 +11,13 @@ mod allocate;
 mod capability;
 mod config;
 mod enumerate;
+#[cfg(test)]
+pub(crate) mod fake;
 mod function;
 mod quiesce;
 pub(crate) mod registers;
+#[cfg(test)]
+mod tests;
 mod topology;
 mod virtio;
 

@@ -119,15 +119,17 @@ impl Topology {
         let function = &self.functions[index];
         let Some(parent) = function.parent.map(usize::from) else { return };
         let bridge = &self.functions[parent];
+        let bus = bridge.at.bus();
         match bridge.capabilities.express.map(|express| express.port) {
             // A switch is what is below its upstream port, and its downstream ports decide.
             Some(Port::Upstream) => {}
-            Some(Port::Root | Port::Downstream) if bridge.isolated => {}
+            Some(Port::Root) if bridge.isolated => {}
             // Root ports are kept apart by the root complex, as section 1.3.1 lets one assume.
             Some(Port::Root) => self.join(index, parent),
+            // One downstream port without access control lets requests through to what is below any other.
+            Some(Port::Downstream) if self.on_bus(bus).all(|port| port.isolated) => {}
             Some(Port::Downstream) => {
                 self.join(index, parent);
-                let bus = self.functions[parent].at.bus();
                 for other in 0..self.functions.len() {
                     if self.functions[other].at.bus() == bus {
                         self.join(parent, other);
@@ -138,6 +140,10 @@ impl Topology {
                 self.join(index, parent)
             }
         }
+    }
+
+    fn on_bus(&self, bus: u8) -> impl Iterator<Item = &Function> {
+        self.functions.iter().filter(move |function| function.at.bus() == bus)
     }
 
     fn join(&mut self, one: usize, other: usize) {
