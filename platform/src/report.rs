@@ -126,6 +126,21 @@ pub enum Cause {
     Operator,
 }
 
+impl Cause {
+    /// Its name in the report.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SmmuDisable => "smmu-disable",
+            Self::SystemOff => "system-off",
+            Self::SystemReset => "system-reset",
+            Self::MmuOff => "mmu-off",
+            Self::CrashKexec => "crash-kexec",
+            Self::Fault => "fault",
+            Self::Operator => "operator",
+        }
+    }
+}
+
 /// How one function was stopped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quiesced {
@@ -375,6 +390,13 @@ mod tests {
         let damaged = line.replace("victim", "victjm");
         assert_eq!(unframe(&damaged), Err(FrameError::Damaged));
         assert_eq!(unframe("[victim] hello"), Err(FrameError::NotAFrame));
+    }
+
+    #[test]
+    fn causes_have_one_name() {
+        for cause in [Cause::SmmuDisable, Cause::SystemOff, Cause::MmuOff, Cause::Operator] {
+            assert_eq!(serde_json::to_string(&cause).unwrap(), format!("\"{}\"", cause.name()));
+        }
     }
 
     #[test]
