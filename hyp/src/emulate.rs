@@ -1,16 +1,22 @@
 //! What a guest's trap is answered with.
 
-use platform::guest_map::{self, GICD, GICD_SIZE, GICR, GICR_STRIDE, PL011, PL011_SIZE};
+use platform::guest_map::{
+    self, GICD, GICD_SIZE, GICR, GICR_STRIDE, PCI_ECAM, PCI_ECAM_SIZE, PCI_IO, PCI_IO_SIZE,
+    PCI_MEM32, PCI_MEM32_SIZE, PCI_MEM64, PCI_MEM64_SIZE, PL011, PL011_SIZE,
+};
 use platform::report::Cause;
 use smmu::addr::Ipa;
 
 use crate::arch::{idregs as hardware, sysreg, vcpu};
 use crate::exits::Reason;
+use crate::machine::hypervisor;
+use crate::pci::DeviceMemory;
 use crate::psci::{self, Outcome};
 use crate::run::{Flow, Running};
 use crate::syndrome::{Access, RegisterAccess, Trap, Width};
 use crate::vgic::{Region, SgiRegister};
 use crate::vm::{Power, Vm};
+use crate::vpci::Target;
 use crate::{console, idregs, teardown};
 
 /// Answers the trap that `esr`, `far` and `hpfar` describe.
@@ -147,10 +153,69 @@ fn memory(running: &mut Running, ipa: Ipa, access: Access) -> bool {
         gic_register(running, Region::Redistributor, offset, access);
     } else if let Some(offset) = within(ipa, PL011, PL011_SIZE) {
         uart_register(running, offset, access);
+    } else if let Some(offset) = within(ipa, PCI_ECAM, PCI_ECAM_SIZE) {
+        config_register(running, offset, access);
+    } else if PCI_WINDOWS.iter().any(|&(base, size)| within(ipa, base, size).is_some()) {
+        return device_register(running, ipa, access);
     } else {
         return false;
     }
     true
+}
+
+/// Where the guest may put BARs.
+const PCI_WINDOWS: [(Ipa, u64); 3] =
+    [(PCI_MEM32, PCI_MEM32_SIZE), (PCI_IO, PCI_IO_SIZE), (PCI_MEM64, PCI_MEM64_SIZE)];
+
+fn config_register(running: &mut Running, offset: u64, access: Access) {
+    running.vm.exits.count(Reason::PciConfig);
+    let width = pci_width(access.width);
+    let hardware = &hypervisor().pci.hardware;
+    let mut pci = running.vm.pci.lock();
+    if access.write {
+        let value = get(running, access.register);
+        let effects = pci.config_write(hardware, &mut &running.vm.space, offset, width, value);
+        if let Some(master) = effects.bus_master
+            && master.on
+            && running.vm.may_master(master.function)
+        {
+            pci.admit(hardware, master.function);
+        }
+    } else {
+        let value = pci.config_read(hardware, offset, width);
+        drop(pci);
+        set(running, access.register, access.extend(value));
+    }
+}
+
+/// Answers an access to a BAR that stage 2 does not map; `false` if nothing is there.
+fn device_register(running: &mut Running, ipa: Ipa, access: Access) -> bool {
+    running.vm.exits.count(Reason::PciForward);
+    let width = pci_width(access.width);
+    let hardware = &hypervisor().pci.hardware;
+    let target = running.vm.pci.lock().decode(ipa, width);
+    match (target, access.write) {
+        (Target::Forward(at), true) => hardware.store(at, width, get(running, access.register)),
+        (Target::Forward(at), false) => {
+            let value = hardware.load(at, width);
+            set(running, access.register, access.extend(value));
+        }
+        // Stepping back makes the guest try again.
+        (Target::Mapped, _) => {
+            running.registers.elr = running.registers.elr.wrapping_sub(4);
+        }
+        (Target::Absent, _) => return false,
+    }
+    true
+}
+
+fn pci_width(width: Width) -> crate::pci::Width {
+    match width {
+        Width::Byte => crate::pci::Width::U8,
+        Width::Half => crate::pci::Width::U16,
+        Width::Word => crate::pci::Width::U32,
+        Width::Double => crate::pci::Width::U64,
+    }
 }
 
 fn gic_register(running: &mut Running, region: Region, offset: u64, access: Access) {

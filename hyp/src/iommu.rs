@@ -56,20 +56,22 @@ impl Iommu {
         self.driver.lock()
     }
 
-    /// Gives the stream `sid` to `owner`, and opens it to what `binding` translates.
+    /// Gives the closed stream `sid` to `owner`.
+    ///
+    /// # Errors
+    ///
+    /// A failure of the host's.
+    pub fn attach(&self, sid: StreamId, owner: VmIndex) -> Result<(), HostError> {
+        self.lock().attach(sid, Some(owner), &mut TableFrames)
+    }
+
+    /// Opens the stream `sid` to what `binding` translates.
     ///
     /// # Errors
     ///
     /// A failure of the host's: the stream stays closed.
-    pub fn open(
-        &self,
-        sid: StreamId,
-        owner: VmIndex,
-        binding: &Stage2Binding,
-    ) -> Result<(), HostError> {
-        let mut driver = self.lock();
-        driver.attach(sid, Some(owner), &mut TableFrames)?;
-        driver.open_stage2(sid, binding)
+    pub fn open(&self, sid: StreamId, binding: &Stage2Binding) -> Result<(), HostError> {
+        self.lock().open_stage2(sid, binding)
     }
 
     /// Looks at the events and errors that are pending.

@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use heapless::Vec;
 use platform::bundle::MAX_VMS;
 use platform::dt;
+use platform::pcie::InterruptMap;
 use spin::Once;
 
 use crate::arch::cpu::{self, MAX_CPUS};
@@ -24,8 +25,8 @@ pub struct Hypervisor {
     pub facts: &'static dt::Machine,
     /// The SMMUs.
     pub iommus: &'static Iommus,
-    /// The PCI bus, if there is one.
-    pub pci: Option<&'static PciBus>,
+    /// The PCI bus.
+    pub pci: &'static PciBus,
     /// What the image and the tables of EL2 itself take, in bytes.
     pub own_memory: u64,
 }
@@ -37,6 +38,8 @@ pub struct PciBus {
     pub hardware: HostBridge,
     /// What is on it.
     pub topology: &'static Topology,
+    /// Where its interrupt pins lead.
+    pub interrupts: &'static InterruptMap,
 }
 
 static HYPERVISOR: Once<Hypervisor> = Once::new();

@@ -169,7 +169,7 @@ fn check_function(
 }
 
 /// Whether anything short of switching the machine off makes the function forget what it was told.
-fn has_reset(function: &Function, topology: &Topology) -> bool {
+pub fn has_reset(function: &Function, topology: &Topology) -> bool {
     let own = &function.capabilities;
     own.express.is_some_and(|express| express.flr)
         || own.advanced.is_some()

@@ -1,5 +1,6 @@
 //! Sending the report.
 
+use core::fmt::Write as _;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use heapless::String;
@@ -7,6 +8,7 @@ use platform::report::{
     self as format, Command, Count, Events, Fault, Hex, MAX_LINE, MemoryKind, Name, Record, Sizes,
     Step, Stopped, Stream, StreamState, VmExits, VmMemory,
 };
+use smmu::addr::StreamId;
 use smmu::streams::State;
 use spin::Mutex;
 
@@ -88,6 +90,9 @@ fn send_vm(out: &mut Sender, vm: &Vm) {
             kind: MemoryKind::Ram,
         }));
     }
+    for teardown in vm.teardowns.lock().iter() {
+        out.send(&Record::Teardown(teardown.clone()));
+    }
     for (reason, times) in vm.exits.iter().filter(|(_, times)| *times > 0) {
         out.send(&Record::VmExits(VmExits {
             vm: name.clone(),
@@ -99,6 +104,21 @@ fn send_vm(out: &mut Sender, vm: &Vm) {
 fn owner_name(stream: &smmu::streams::Stream) -> Option<Name> {
     let owner = usize::from(stream.owner()?.0);
     Some(machine::vms().nth(owner)?.name().clone())
+}
+
+/// `BB:DD.F vendor:device` of the function behind a stream, if a VM owns it.
+fn device_name(iommu: &Iommu, sid: StreamId) -> String<24> {
+    let mut name = String::new();
+    let owned = machine::vms()
+        .flat_map(|vm| &vm.functions)
+        .find(|owned| owned.smmu == iommu.facts.phandle && owned.sid == sid);
+    if let Some(owned) = owned
+        && let Some(function) = hypervisor().pci.topology.get(owned.address)
+    {
+        // Seventeen characters.
+        let _ = write!(name, "{} {:04x}:{:04x}", function.at, function.vendor, function.device);
+    }
+    name
 }
 
 fn state(state: State) -> StreamState {
@@ -118,7 +138,7 @@ fn send_iommu(out: &mut Sender, iommu: &Iommu) {
         out.send(&Record::Stream(Stream {
             sid,
             vm: owner_name(stream),
-            device: String::new(),
+            device: device_name(iommu, stream.sid()),
             state: state(stream.state()),
             transitions: stream.transitions(),
             armed_at_close: stream.armed_at_close(),

@@ -233,10 +233,16 @@ fn map_devices(facts: &Machine, map: &mut Map) {
 }
 
 /// Enumerates the PCI bus; every function is silent afterwards.
-fn start_pci(facts: &Machine, map: &mut Map) -> Option<&'static PciBus> {
+fn start_pci(facts: &'static Machine, map: &mut Map) -> &'static PciBus {
     static TOPOLOGY: Mutex<Topology> = Mutex::new(Topology::new());
     static BUS: Once<PciBus> = Once::new();
-    let host = facts.pcie.first()?;
+    let Some(host) = facts.pcie.first() else {
+        refuse("device tree: no PCI host bridge with ECAM; use a machine that has one")
+    };
+    if facts.pcie.len() > 1 {
+        // Its streams stay closed, so it does not matter what is behind it.
+        log::warn!("only the first of {} PCI host bridges is used", facts.pcie.len());
+    }
     map.add(pa_range(host.ecam), Use::Device);
     let hardware = mem::host_bridge(host);
     let topology = MutexGuard::leak(TOPOLOGY.lock());
@@ -252,7 +258,7 @@ fn start_pci(facts: &Machine, map: &mut Map) -> Option<&'static PciBus> {
             map.add(pages(place.cpu..place.cpu.add(size)), Use::Device);
         }
     }
-    Some(BUS.call_once(|| PciBus { hardware, topology }))
+    BUS.call_once(|| PciBus { hardware, topology, interrupts: &host.intx })
 }
 
 fn start_interrupts(facts: &Machine) {
@@ -317,7 +323,7 @@ fn take_over(facts: &Machine, smmus: &[SmmuHardware]) -> Iommus {
 fn build_vms(
     facts: &'static Machine,
     iommus: &'static Iommus,
-    bus: Option<&'static PciBus>,
+    bus: &PciBus,
     bundle: Option<PaRange>,
 ) {
     let Some(range) = bundle else {
@@ -325,13 +331,8 @@ fn build_vms(
     };
     let bundle = Bundle::parse(mem::bundle(range)).unwrap_or_else(|error| refuse(error));
     bundle.verify().unwrap_or_else(|error| refuse(error));
-    static NO_FUNCTIONS: Topology = Topology::new();
-    let topology = bus.map_or(&NO_FUNCTIONS, |bus| bus.topology);
-    let confined = |function: &pci::Function| match bus {
-        Some(bus) => pci::dma_check(&bus.hardware, function),
-        None => Ok(()),
-    };
-    let owned = ownership::check(bundle.vms(), facts, topology, confined)
+    let confined = |function: &pci::Function| pci::dma_check(&bus.hardware, function);
+    let owned = ownership::check(bundle.vms(), facts, bus.topology, confined)
         .unwrap_or_else(|refusal| refuse(refusal));
     let Some(format) = iommus.0.first().map(|iommu| iommu.lock().format()) else {
         refuse("there is no SMMU");

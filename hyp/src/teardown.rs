@@ -3,18 +3,23 @@
 //! [`begin`] may be called on any CPU and returns with the streams closed (C4). [`advance`] runs on the VM's
 //! first CPU once its guest code has ended, and takes the VM from watch to its next start or to its rest.
 
+use core::fmt::Write as _;
 use core::sync::atomic::Ordering;
 
-use platform::report::Cause;
+use heapless::{String, Vec};
+use platform::bundle::MAX_FUNCTIONS;
+use platform::report::{Cause, Quiesced, Teardown};
 use smmu::error::HostError;
-use smmu::streams::State;
+use smmu::streams::{State, Stopped};
 
 use crate::arch::{firmware, timer};
 use crate::console::CONSOLE;
 use crate::life::{Life, Next};
-use crate::machine::{self, gic, hypervisor};
+use crate::machine::{self, Hypervisor, gic, hypervisor};
+use crate::ownership::{self, Owned};
+use crate::pci::{self, Request, ResetPolicy, Scope};
 use crate::report;
-use crate::vm::Vm;
+use crate::vm::{self, Vm};
 
 /// How long the devices of a dead VM are watched.
 const WATCH_US: u64 = 250_000;
@@ -39,25 +44,90 @@ pub fn begin_with(vm: &Vm, cause: Cause, next: Next) {
         *life = Life::Stopping { cause, next };
     }
     vm.stopping.store(true, Ordering::Release);
-    if let Err(error) = close(vm) {
-        log::error!("{}: {error}; its memory is never used again", vm.name());
-        *vm.life.lock() = Life::Crashed;
+    match close(vm) {
+        Ok(streams) => note(vm, cause, streams),
+        Err(error) => quarantine(vm, error),
     }
     for vcpu in &vm.vcpus {
         gic().kick(vcpu.cpu);
     }
 }
 
-/// Closes the VM's streams, and begins to watch them.
-fn close(vm: &Vm) -> Result<(), HostError> {
-    let iommus = &hypervisor().iommus;
+/// Nothing of this VM may be used again: there is no proof that its devices have stopped (C3).
+fn quarantine(vm: &Vm, why: impl core::fmt::Display) {
+    log::error!("{}: {why}; its memory is never used again", vm.name());
+    *vm.life.lock() = Life::Crashed;
+}
+
+/// Closes the VM's streams and begins to watch them; returns how many there were.
+fn close(vm: &Vm) -> Result<usize, HostError> {
+    let Hypervisor { iommus, pci: bus, .. } = hypervisor();
+    let armed = |owned: &&Owned| {
+        bus.topology.get(owned.address).is_some_and(|f| pci::is_armed(&bus.hardware, f))
+    };
+    let armed: Vec<&Owned, MAX_FUNCTIONS> = vm.functions.iter().filter(armed).collect();
+    // What has no reset lingers, so that what it still does is seen (C6).
+    vm.pci.lock().close(&bus.hardware, |_| true);
     let open = iommus.streams_of(vm.index, State::Stage2);
-    let closed = iommus.close(vm.index, vm.vmid)?;
+    let _closed = iommus.close(vm.index, vm.vmid)?;
     for &(number, sid) in &open {
         iommus.0[number].lock().watch(sid)?;
     }
-    drop(closed);
-    Ok(())
+    for owned in armed {
+        if let Some(iommu) = iommus.find(owned.smmu)
+            && let Some(stream) = iommu.lock().stream_mut(owned.sid)
+        {
+            stream.set_armed_at_close();
+        }
+    }
+    Ok(open.len())
+}
+
+/// Remembers the end of a VM for the report.
+fn note(vm: &Vm, cause: Cause, streams: usize) {
+    log::info!("{}: {}, {streams} streams closed", vm.name(), cause.name());
+    let mut teardowns = vm.teardowns.lock();
+    if teardowns.is_full() {
+        teardowns.pop_front();
+    }
+    let _ = teardowns.push_back(Teardown {
+        vm: vm.name().clone(),
+        cause,
+        streams: streams as u32,
+        instructions: None,
+        quiesced: Vec::new(),
+    });
+}
+
+/// Stops those functions of the VM for which `chosen` holds, and returns whether all of them are quiet for sure.
+fn quiesce(vm: &Vm, chosen: impl Fn(&Request) -> bool) -> bool {
+    let bus = hypervisor().pci;
+    let requests: Vec<Request, MAX_FUNCTIONS> =
+        vm::requests(&vm.functions).into_iter().filter(chosen).collect();
+    let outcomes = pci::quiesce(&bus.hardware, bus.topology, &requests, Scope::All);
+    vm.pci.lock().quiesced(&mut &vm.space, &outcomes);
+    if let Some(teardown) = vm.teardowns.lock().back_mut() {
+        for outcome in &outcomes {
+            // No more functions than the record has room for.
+            let _ = teardown.quiesced.push(record(outcome));
+        }
+    }
+    outcomes.iter().all(|outcome| outcome.clean && outcome.usable)
+}
+
+fn record(outcome: &pci::Quiesced) -> Quiesced {
+    let mut address = String::new();
+    // `BB:DD.F` has seven characters.
+    let _ = write!(address, "{}", outcome.function);
+    let how = String::try_from(outcome.how.name()).unwrap_or_default();
+    Quiesced { address, how, clean: outcome.clean }
+}
+
+/// Whether the function can be made to forget what it was told, so that it need not be watched.
+fn forgets(request: &Request) -> bool {
+    let topology = hypervisor().pci.topology;
+    request.policy == ResetPolicy::Auto
+        && topology.get(request.function).is_some_and(|f| ownership::has_reset(f, topology))
 }
 
 /// Does what is left to do for `vm` on its first CPU, which runs no guest code.
@@ -65,10 +135,14 @@ pub fn advance(vm: &Vm) {
     let life = *vm.life.lock();
     match life {
         Life::Stopping { cause, next } if vm.is_parked() => {
-            reset(vm);
-            let until_us = timer::now_us() + WATCH_US;
-            *vm.life.lock() = Life::Watching { cause, next, until_us };
-            timer::alarm(until_us);
+            if quiesce(vm, forgets) {
+                reset(vm);
+                let until_us = timer::now_us() + WATCH_US;
+                *vm.life.lock() = Life::Watching { cause, next, until_us };
+                timer::alarm(until_us);
+            } else {
+                quarantine(vm, "a function does not stop");
+            }
         }
         Life::Watching { cause, next, until_us } if timer::now_us() >= until_us => {
             end_watch(vm, cause, next);
@@ -93,16 +167,24 @@ fn reset(vm: &Vm) {
 
 /// The watch is over: silence the streams, name what was late, and go on to what follows.
 fn end_watch(vm: &Vm, cause: Cause, next: Next) {
-    let iommus = &hypervisor().iommus;
+    let iommus = hypervisor().iommus;
+    if !quiesce(vm, |request| !forgets(request)) {
+        return quarantine(vm, "a function does not stop");
+    }
     iommus.settle();
-    for (number, sid) in iommus.streams_of(vm.index, State::Watch) {
-        if let Err(error) = iommus.0[number].lock().silence(sid) {
-            log::error!("{}: {error}; its memory is never used again", vm.name());
-            *vm.life.lock() = Life::Crashed;
-            return;
+    for owned in &vm.functions {
+        let Some(iommu) = iommus.find(owned.smmu) else { continue };
+        let mut driver = iommu.lock();
+        if let Err(error) = driver.silence(owned.sid) {
+            drop(driver);
+            return quarantine(vm, error);
+        }
+        if let Some(stream) = driver.stream_mut(owned.sid) {
+            name_late(vm, owned, cause, stream.stopped_after_teardown());
         }
     }
-    let _ = cause;
+    // Only now: it makes the functions stop, and those without a reset were to show what they still do.
+    vm.pci.lock().reset(&hypervisor().pci.hardware, &mut &vm.space);
     vm.ram.scrub();
     match next {
         Next::Off => *vm.life.lock() = Life::Off,
@@ -114,6 +196,22 @@ fn end_watch(vm: &Vm, cause: Cause, next: Next) {
             }
         }
     }
+}
+
+/// Names a function that did DMA after its owner was gone (C6).
+fn name_late(vm: &Vm, owned: &Owned, cause: Cause, stopped: Stopped) {
+    let Some(first) = stopped.first else { return };
+    let function = hypervisor().pci.topology.get(owned.address);
+    let (vendor, device) = function.map_or((0, 0), |f| (f.vendor, f.device));
+    let verb = if stopped.write == Some(true) { "wrote" } else { "read" };
+    let silenced = if stopped.silenced { ", then silenced" } else { "" };
+    log::warn!(
+        "late DMA: {} ({vendor:04x}:{device:04x}) of {} {verb} {first} after {}, {} stopped{silenced}",
+        owned.address,
+        vm.name(),
+        cause.name(),
+        stopped.count
+    );
 }
 
 /// Ends the run when guest 0 is off, after every other VM was torn down, or when no VM runs any more.

@@ -2,29 +2,31 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use heapless::Vec;
-use platform::bundle::VmConfig;
+use heapless::{Deque, Vec};
+use platform::bundle::{DmaAtBoot, MAX_FUNCTIONS, Reset, VmConfig};
+use platform::dt::Trigger;
 use platform::guest_map;
-use platform::report::Name;
-use smmu::addr::VmIndex;
-use smmu::addr::{Ipa, Pa, Vmid};
+use platform::pcie::Bdf;
+use platform::report::{Name, Teardown};
+use smmu::addr::{Ipa, PAGE_SIZE, Pa, VmIndex, Vmid};
+use smmu::error::HostError;
 use smmu::stage2::{Attributes, Format, Stage2, Stage2Error};
 use smmu::streams::Stage2Binding;
 use spin::Mutex;
 
-use crate::arch::cache;
 use crate::arch::cpu::MAX_CPUS;
-use crate::arch::gic;
+use crate::arch::{cache, gic, tlb};
 use crate::exits::Exits;
 use crate::iommu::Iommus;
 use crate::life::Life;
-use crate::machine::PciBus;
-use crate::machine::VmInterrupts;
+use crate::machine::{PciBus, VmInterrupts};
 use crate::mem::frames::TableFrames;
 use crate::mem::guest::{GuestRam, OutOfMemory, OutsideRam};
 use crate::mem::shared::TableWords;
-use crate::ownership::VmFunctions;
+use crate::ownership::{Owned, VmFunctions};
+use crate::pci::{Request, ResetPolicy};
 use crate::vgic::{self, PhysicalSpi, Vgic};
+use crate::vpci::{BarMap, MapFailed, Vpci, VpciError};
 use crate::vuart::VirtualUart;
 
 /// Why a VM was not made.
@@ -38,6 +40,10 @@ pub enum VmError {
     Image,
     /// Its interrupts make no GIC.
     Gic(vgic::ConfigError),
+    /// Its functions make no bus.
+    Pci(VpciError),
+    /// A stream cannot be opened for it.
+    Stream(HostError),
 }
 
 impl core::fmt::Display for VmError {
@@ -50,6 +56,8 @@ impl core::fmt::Display for VmError {
             ),
             Self::Stage2(error) => write!(f, "{error}"),
             Self::Image => f.write_str("an image does not fit its RAM"),
+            Self::Pci(error) => write!(f, "{error}"),
+            Self::Stream(error) => write!(f, "{error}"),
             Self::Gic(error) => write!(f, "its interrupts make no GIC: {error:?}"),
         }
     }
@@ -62,6 +70,22 @@ pub struct Space {
     pub cpu: Stage2,
     /// What devices reach: RAM, nothing else.
     pub dma: Stage2,
+}
+
+/// The CPUs' translation, as far as PCI changes it. Used on CPUs of the VM, whose `VTTBR_EL2` is the VM's.
+impl BarMap for &Mutex<Space> {
+    fn map(&mut self, ipa: Ipa, pa: Pa, size: u64) -> Result<(), MapFailed> {
+        self.lock()
+            .cpu
+            .map(&TableWords, &mut TableFrames, ipa, pa, size, Attributes::DEVICE)
+            .map_err(|_| MapFailed)
+    }
+
+    fn unmap(&mut self, ipa: Ipa, size: u64) {
+        // The same range was mapped in one piece, so nothing needs to be split and nothing can fail.
+        let _ = self.lock().cpu.unmap(&TableWords, &mut TableFrames, ipa, size);
+        tlb::invalidate_ipa(ipa, size / PAGE_SIZE);
+    }
 }
 
 /// What a virtual CPU is to PSCI.
@@ -107,6 +131,10 @@ pub struct Vm {
     pub vttbr: u64,
     /// What its streams are bound to.
     pub binding: Stage2Binding,
+    /// Its functions, as the machine knows them.
+    pub functions: VmFunctions,
+    /// Its PCI bus.
+    pub pci: Mutex<Vpci>,
     /// Its interrupt controller.
     pub vgic: Mutex<Vgic<VmInterrupts>>,
     /// The shared interrupts that it owns.
@@ -123,7 +151,12 @@ pub struct Vm {
     pub boots: AtomicU32,
     /// Why its CPUs left guest code.
     pub exits: Exits,
+    /// Its last ends.
+    pub teardowns: Mutex<Deque<Teardown, MAX_TEARDOWNS>>,
 }
+
+/// The most ends of a VM that are remembered.
+pub const MAX_TEARDOWNS: usize = 8;
 
 impl Vm {
     /// Makes VM number `index`: takes its RAM, builds its translations, and leaves it off.
@@ -137,10 +170,19 @@ impl Vm {
         format: Format,
         owned: VmFunctions,
         iommus: &Iommus,
-        _bus: Option<&'static PciBus>,
+        bus: &PciBus,
     ) -> Result<Self, VmError> {
-        let spis: Vec<PhysicalSpi, { vgic::MAX_PHYSICAL_SPIS }> = Vec::new();
-        let _ = (owned, iommus);
+        let pci = Vpci::new(&bus.hardware, bus.topology, &requests(&owned), bus.interrupts)
+            .map_err(VmError::Pci)?;
+        let spis: Vec<PhysicalSpi, { vgic::MAX_PHYSICAL_SPIS }> = pci
+            .intx_lines()
+            .iter()
+            .map(|line| PhysicalSpi {
+                virt: line.guest.intid,
+                phys: line.physical.intid,
+                edge: line.physical.trigger == Trigger::Edge,
+            })
+            .collect();
         let ram = GuestRam::allocate(guest_map::RAM, config.memory).map_err(VmError::Memory)?;
         let space = build_space(&ram, format).map_err(VmError::Stage2)?;
         let vmid = Vmid(index as u16 + 1);
@@ -156,14 +198,21 @@ impl Vm {
             VmInterrupts { cpus },
         )
         .map_err(VmError::Gic)?;
+        let index = VmIndex(index as u8);
+        let binding = Stage2Binding::new(&space.dma, vmid);
+        for function in &owned {
+            open_stream(iommus, function, index, &binding, config.dma_at_boot)?;
+        }
         // RES1, and an eight-bit VMID, which every CPU has.
         let vtcr = format.vtcr() | 1 << 31;
         Ok(Self {
-            index: VmIndex(index as u8),
+            index,
             vmid,
             vtcr,
             vttbr: space.cpu.root().raw() | u64::from(vmid.0) << 48,
-            binding: Stage2Binding::new(&space.dma, vmid),
+            binding,
+            functions: owned,
+            pci: Mutex::new(pci),
             ram,
             space: Mutex::new(space),
             vgic: Mutex::new(vgic),
@@ -174,6 +223,7 @@ impl Vm {
             stopping: AtomicBool::new(false),
             boots: AtomicU32::new(0),
             exits: Exits::default(),
+            teardowns: Mutex::new(Deque::new()),
             config,
         })
     }
@@ -204,9 +254,45 @@ impl Vm {
         Ok(())
     }
 
+    /// Whether its function at `address` may master the bus: the VM lives, and so no close is under way.
+    pub fn may_master(&self, address: Bdf) -> bool {
+        !self.stopping.load(Ordering::Acquire)
+            && self.functions.iter().any(|function| function.address == address)
+    }
+
     /// Whether none of its CPUs runs guest code.
     pub fn is_parked(&self) -> bool {
         self.vcpus.iter().all(|vcpu| *vcpu.power.lock() != Power::On)
+    }
+}
+
+/// The functions as PCI needs to know them to stop them.
+pub fn requests(functions: &[Owned]) -> Vec<Request, MAX_FUNCTIONS> {
+    functions
+        .iter()
+        .map(|function| Request {
+            function: function.address,
+            policy: match function.reset {
+                Reset::Auto => ResetPolicy::Auto,
+                Reset::BusMaster => ResetPolicy::BusMaster,
+            },
+        })
+        .collect()
+}
+
+/// Gives a function's stream to its VM, and opens it if the VM's manifest lets it be used before any driver asks.
+fn open_stream(
+    iommus: &Iommus,
+    function: &Owned,
+    owner: VmIndex,
+    binding: &Stage2Binding,
+    dma_at_boot: DmaAtBoot,
+) -> Result<(), VmError> {
+    let iommu = iommus.find(function.smmu).expect("`ownership` checked that the SMMU is ours");
+    iommu.attach(function.sid, owner).map_err(VmError::Stream)?;
+    match dma_at_boot {
+        DmaAtBoot::Stage2 => iommu.open(function.sid, binding).map_err(VmError::Stream),
+        DmaAtBoot::Abort => Ok(()),
     }
 }
 
