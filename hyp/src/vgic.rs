@@ -417,7 +417,12 @@ impl<P: PhysicalGic> Vgic<P> {
         }
     }
 
-    /// Whether the distributor forwards `id` when it is pending.
+    /// Whether `id` is forwarded to `vcpu` when it is pending.
+    fn is_forwarded(&self, id: Id, vcpu: usize) -> bool {
+        self.is_open(id) && self.route(id) == Some(vcpu) && self.cpus[vcpu].awake
+    }
+
+    /// Whether the distributor forwards `id`, to wherever, when it is pending.
     fn is_open(&self, id: Id) -> bool {
         let interrupt = self.interrupt(id);
         interrupt.enabled && self.groups[usize::from(interrupt.group1)]
@@ -444,7 +449,7 @@ impl<P: PhysicalGic> Vgic<P> {
         }
         if let Some(home) = home.map(usize::from) {
             self.cpus[home].here.set(id.intid, active || pending);
-            if active || (pending && open && self.cpus[home].awake) {
+            if active || (pending && self.is_forwarded(id, home)) {
                 self.kick(home);
             }
         }
@@ -507,6 +512,8 @@ impl<P: PhysicalGic> Vgic<P> {
         } else if !interrupt.active {
             interrupt.activate(interrupt.priority, interrupt.group1);
             interrupt.acknowledged = false;
+            // Routed to nobody; yet some vCPU must be able to end it.
+            interrupt.home.get_or_insert(0);
         }
         self.refresh(id);
     }

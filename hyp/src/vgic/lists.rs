@@ -109,8 +109,10 @@ impl<P: PhysicalGic> Vgic<P> {
             return;
         }
         // What is loaded has not been taken back yet, so whatever is active outside was evicted.
-        for _ in 0..lrs.hcr >> hcr::EOI_COUNT_SHIFT & 0x1f {
-            self.end_evicted(vcpu);
+        if lrs.hcr & hcr::LRENPIE != 0 {
+            for _ in 0..lrs.hcr >> hcr::EOI_COUNT_SHIFT & 0x1f {
+                self.end_evicted(vcpu);
+            }
         }
         let loaded = core::mem::take(&mut self.cpus[vcpu].loaded);
         for (&intid, &lr) in loaded.iter().zip(&lrs.lr) {
@@ -134,7 +136,7 @@ impl<P: PhysicalGic> Vgic<P> {
             if interrupt.active {
                 let rank = u16::from(interrupt.active_priority);
                 active.offer(rank | u16::from(!interrupt.acknowledged) << 8, intid);
-            } else if self.cpus[vcpu].awake && self.is_open(id) {
+            } else if self.is_forwarded(id, vcpu) {
                 let enabled = group_enabled[usize::from(interrupt.group1)];
                 takeable += usize::from(enabled);
                 pending.offer(u16::from(interrupt.priority) | u16::from(!enabled) << 8, intid);
@@ -155,7 +157,9 @@ impl<P: PhysicalGic> Vgic<P> {
         }
         let chosen = active.best[..active_slots].iter().chain(&pending.best[..pending_slots]);
         for (&(_, intid), slot) in chosen.zip(&mut lrs.lr) {
-            *slot = self.interrupt_mut(Id { bank: vcpu, intid: intid.into() }).load(intid);
+            let id = Id { bank: vcpu, intid: intid.into() };
+            let forwarded = self.is_forwarded(id, vcpu);
+            *slot = self.interrupt_mut(id).load(intid, forwarded);
             // As many as there are list registers.
             let _ = self.cpus[vcpu].loaded.push(intid);
         }
@@ -231,8 +235,8 @@ impl<P: PhysicalGic> Vgic<P> {
 }
 
 impl Interrupt {
-    /// Moves its state into a list register.
-    fn load(&mut self, intid: u8) -> u64 {
+    /// Moves its state into a list register of a vCPU to which it would be forwarded if `forwarded`.
+    fn load(&mut self, intid: u8, forwarded: bool) -> u64 {
         let (priority, group1) = if self.active {
             (self.active_priority, self.active_group1)
         } else {
@@ -247,6 +251,7 @@ impl Interrupt {
             // A list register that is both becomes pending at deactivation, with the priority it has now.
             let both = self.latch
                 && self.edge
+                && forwarded
                 && !self.hw_pending
                 && !self.tied
                 && (priority, group1) == (self.priority, self.group1);

@@ -1,1 +1,7 @@
-//! Tests.
+//! The virtual GIC between a model of the physical GIC and a model of the virtual CPU interface.
+
+mod delivery;
+mod model;
+mod refinement;
+mod registers;
+mod schedules;
