@@ -15,9 +15,11 @@ use smmu::addr::Pa;
 
 pub use self::discovery::{console, discover};
 pub use self::refusal::{Path, Problem, Refusal};
-pub use self::tree::total_size;
+pub use crate::fdt::{BlobError, total_size};
 use crate::pcie::{Bdf, InterruptMap, IommuMap, MsiMap};
 
+/// Bits of the largest physical address that the architecture has (`ID_AA64MMFR0_EL1.PARange` up to 52 bits).
+pub const PA_BITS: u32 = 52;
 /// The most memory regions.
 pub const MAX_MEMORY: usize = 8;
 /// The most reserved regions.
@@ -26,7 +28,9 @@ pub const MAX_RESERVED: usize = 16;
 pub const MAX_CPUS: usize = 16;
 /// The most redistributor regions.
 pub const MAX_REDISTRIBUTORS: usize = 4;
-/// The most of each other kind of device: ITS, UART, SMMU, PCI host bridge.
+/// The most interrupt translation services.
+pub const MAX_ITS: usize = 16;
+/// The most of each other kind of device: UART, SMMU, PCI host bridge.
 pub const MAX_DEVICES: usize = 4;
 /// The most windows of a PCI host bridge.
 pub const MAX_WINDOWS: usize = 4;
@@ -39,16 +43,22 @@ pub const MAX_BOOTARGS: usize = 512;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Phandle(pub u32);
 
-/// A range of physical addresses, inside the 64-bit space.
+/// A range of physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Range {
     /// The first address.
     pub base: Pa,
-    /// Bytes; the last address does not wrap.
+    /// Bytes. What comes from a device tree ends inside [`PA_BITS`].
     pub size: u64,
 }
 
 impl Range {
+    /// Checks that a range ends inside the physical address space; `None` if it does not.
+    pub fn new(base: Pa, size: u64) -> Option<Self> {
+        let end = base.checked_add(size)?;
+        (end.raw() <= 1 << PA_BITS).then_some(Self { base, size })
+    }
+
     /// Returns the last address, for a range that is not empty.
     pub fn last(self) -> Option<Pa> {
         self.base.checked_add(self.size.checked_sub(1)?)
@@ -128,7 +138,7 @@ pub struct Gic {
     /// The redistributors.
     pub redistributors: Vec<Redistributors, MAX_REDISTRIBUTORS>,
     /// The ITSs, if there are any.
-    pub its: Vec<Its, MAX_DEVICES>,
+    pub its: Vec<Its, MAX_ITS>,
     /// The maintenance interrupt of the virtual CPU interfaces.
     pub maintenance: Interrupt,
 }

@@ -334,11 +334,10 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_sees_no_smmu_and_no_hypervisor() {
+    fn a_guest_sees_no_smmu_and_no_maintenance_interrupt() {
         let blob = generate(&guest());
-        // Not even a maintenance interrupt: nothing in a guest runs at EL2.
-        assert_eq!(dt::discover(&blob).unwrap_err().problem, Problem::NoMaintenanceInterrupt);
-        assert!(Fdt::new(&blob).unwrap().root().child("smmu").is_none());
+        assert_eq!(dt::discover(&blob).unwrap_err().problem, Problem::NoSmmu);
+        assert!(node_at(&blob, "/intc").property("interrupts").is_none());
     }
 
     #[test]

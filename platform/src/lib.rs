@@ -5,6 +5,7 @@
 
 pub mod bundle;
 pub mod dt;
+mod fdt;
 #[cfg(any(test, feature = "host"))]
 pub mod guest_dt;
 pub mod guest_map;

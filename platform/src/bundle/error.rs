@@ -2,10 +2,10 @@
 
 use core::fmt;
 
-use dtoolkit::error::FdtParseError;
 use heapless::String;
 
 use crate::dt::Path;
+use crate::fdt::BlobError;
 use crate::name::NameError;
 use crate::pcie::{Bdf, BdfError};
 use crate::report::Name;
@@ -71,10 +71,8 @@ impl fmt::Display for ImageKind {
 /// What is wrong with a node or a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// The blob is no flattened tree, or shorter than it says.
-    NotATree,
-    /// The blob's structure is damaged.
-    Damaged(FdtParseError),
+    /// The bytes are not a FIT image.
+    NotATree(BlobError),
     /// A node that must be there is not.
     NoNode(&'static str),
     /// A property that must be there is not.
@@ -132,8 +130,9 @@ pub enum Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotATree => f.write_str("not a complete FIT image: was it loaded whole?"),
-            Self::Damaged(error) => write!(f, "damaged: {error}"),
+            Self::NotATree(error) => {
+                write!(f, "not a FIT image: {error}; was a bundle loaded, and all of it?")
+            }
             Self::NoNode(node) => write!(f, "no node {node}"),
             Self::NoProperty(property) => write!(f, "no property {property}"),
             Self::Malformed { property, expected } => {

@@ -2,8 +2,6 @@
 
 use core::str::FromStr;
 
-use dtoolkit::fdt::{Fdt, FdtNode};
-use dtoolkit::{Node, Property};
 use heapless::Vec;
 use sha2::{Digest, Sha256};
 use smmu::addr::Ipa;
@@ -13,7 +11,8 @@ use super::{
     BundleError, DmaAtBoot, Function, Image, ImageKind, MAX_FUNCTIONS, MAX_VMS, OnCrashKexec,
     OnExit, Problem, Reopen, Reset, Stage1, VmConfig, key,
 };
-use crate::dt::{self, Path};
+use crate::dt::Path;
+use crate::fdt::{self, Node, Tree};
 use crate::name;
 use crate::pcie::Bdf;
 use crate::text::NotAWord;
@@ -21,23 +20,19 @@ use crate::text::NotAWord;
 /// A bundle whose structure and configurations were checked; its data are checked by [`Bundle::verify`].
 #[derive(Clone, Debug)]
 pub struct Bundle<'a> {
-    images: FdtNode<'a>,
+    images: Node<'a>,
     vms: Vec<VmConfig<'a>, MAX_VMS>,
 }
 
 impl<'a> Bundle<'a> {
-    /// Reads the bundle at the start of `blob`, which may be followed by other bytes.
+    /// Reads the bundle at the start of `bytes`; others may follow.
     ///
     /// # Errors
     ///
     /// A [`BundleError`] names the first node or VM that is wrong.
-    pub fn parse(blob: &'a [u8]) -> Result<Self, BundleError> {
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, BundleError> {
         let whole = |problem| BundleError { place: place(&["/"]), problem };
-        let header = blob.first_chunk().ok_or_else(|| whole(Problem::NotATree))?;
-        let size = dt::total_size(*header).ok().and_then(|size| usize::try_from(size).ok());
-        let blob =
-            size.and_then(|size| blob.get(..size)).ok_or_else(|| whole(Problem::NotATree))?;
-        let root = Fdt::new(blob).map_err(|error| whole(Problem::Damaged(error)))?.root();
+        let root = Tree::open(bytes).map_err(|error| whole(Problem::NotATree(error)))?.root();
 
         let images = root.child("images").ok_or_else(|| whole(Problem::NoNode("/images")))?;
         let configurations = root
@@ -77,7 +72,7 @@ impl<'a> Bundle<'a> {
 
 /// A node and where it is.
 struct At<'a> {
-    node: FdtNode<'a>,
+    node: Node<'a>,
     path: Path,
 }
 
@@ -90,20 +85,15 @@ impl<'a> At<'a> {
         self.error(Problem::Malformed { property, expected })
     }
 
-    fn value(&self, property: &str) -> Option<&'a [u8]> {
-        // Every value is bytes: the conversion cannot fail.
-        self.node.property(property).and_then(|property| property.value_as().ok())
-    }
-
     fn needed(&self, property: &'static str) -> Result<&'a [u8], BundleError> {
-        self.value(property).ok_or_else(|| self.error(Problem::NoProperty(property)))
+        self.node.value(property).ok_or_else(|| self.error(Problem::NoProperty(property)))
     }
 
     fn text(&self, property: &'static str) -> Result<Option<&'a str>, BundleError> {
-        let Some(value) = self.value(property) else { return Ok(None) };
-        match core::ffi::CStr::from_bytes_with_nul(value).map(core::ffi::CStr::to_str) {
-            Ok(Ok(text)) => Ok(Some(text)),
-            _ => Err(self.malformed(property, "a string")),
+        match self.node.value(property).map(fdt::text) {
+            None => Ok(None),
+            Some(None) => Err(self.malformed(property, "a string")),
+            Some(text) => Ok(text),
         }
     }
 
@@ -134,10 +124,8 @@ impl<'a> At<'a> {
 
     /// Returns the SHA-256 that an image carries.
     fn hash(&self) -> Result<&'a [u8], BundleError> {
-        let hash = self.node.children().find_map(|node| {
-            let at = At { node, path: Path::new() };
-            (at.value("algo")? == b"sha256\0").then(|| at.value("value"))?
-        });
+        let hash = self.node.children().find(|node| node.text("algo") == Some("sha256"));
+        let hash = hash.and_then(|node| node.value("value"));
         match hash {
             None => Err(self.error(Problem::NoNode("hash-1 with algo \"sha256\""))),
             Some(hash) if hash.len() == 32 => Ok(hash),
@@ -158,7 +146,7 @@ impl<'a> At<'a> {
     }
 }
 
-fn vm<'a>(at: &At<'a>, images: FdtNode<'a>) -> Result<VmConfig<'a>, BundleError> {
+fn vm<'a>(at: &At<'a>, images: Node<'a>) -> Result<VmConfig<'a>, BundleError> {
     at.only_known(key::OF_VM)?;
     let name = at.text(key::NAME)?.ok_or_else(|| at.error(Problem::NoProperty(key::NAME)))?;
     let name = name::parse(name).map_err(|error| at.error(Problem::Name(error)))?;
@@ -216,7 +204,7 @@ fn functions(at: &At<'_>) -> Result<Vec<Function, MAX_FUNCTIONS>, BundleError> {
 /// Follows a configuration's reference to an image.
 fn image<'a>(
     at: &At<'a>,
-    images: FdtNode<'a>,
+    images: Node<'a>,
     kind: ImageKind,
 ) -> Result<Option<(Image<'a>, At<'a>)>, BundleError> {
     let Some(name) = at.text(kind.property())? else { return Ok(None) };

@@ -1,28 +1,19 @@
 //! From nodes to facts, one function per binding.
 
-use dtoolkit::fdt::{Fdt, FdtNode};
-use dtoolkit::{Node, Property};
 use heapless::{String, Vec};
 use smmu::addr::Pa;
 
 use super::refusal::{Problem, Refusal};
-use super::tree::{self, Controller, Level};
+use super::tree::{self, Controller, Kind, Level, PAST_THE_END};
 use super::{
-    Conduit, Cpu, Gic, Its, Machine, Range, Redistributors, Smmu, SmmuInterrupts, Timers, Uart,
-    pcie,
+    Conduit, Cpu, Gic, Its, Machine, Phandle, Range, Redistributors, Smmu, SmmuInterrupts, Timers,
+    Uart, pcie,
 };
+use crate::fdt::{self, Node, Tree};
+use crate::pcie::IommuMap;
 
-const GIC_V3: &[&str] = &["arm,gic-v3"];
-const GIC_V2: &[&str] = &["arm,gic-400", "arm,cortex-a15-gic", "arm,cortex-a9-gic"];
-const GIC_ITS: &[&str] = &["arm,gic-v3-its"];
-const TIMER: &[&str] = &["arm,armv8-timer"];
-const PSCI: &[&str] = &["arm,psci-1.0", "arm,psci-0.2"];
-const PSCI_OLD: &[&str] = &["arm,psci"];
-const PL011: &[&str] = &["arm,pl011"];
-const SMMU_V3: &[&str] = &["arm,smmu-v3"];
-const ECAM: &[&str] = &["pci-host-ecam-generic"];
-const VIRTIO_MMIO: &[&str] = &["virtio,mmio"];
-
+/// What a machine without one is told.
+const GIC: &str = "GICv3";
 /// The affinity fields of `MPIDR_EL1`.
 const AFFINITY: u64 = 0xff_00ff_ffff;
 /// Bytes of one redistributor: the RD and the SGI frame.
@@ -36,33 +27,41 @@ const SMMU_REGISTERS: u64 = 0x2_0000;
 ///
 /// A [`Refusal`] names the first node that is missing or not understood.
 pub fn discover(dtb: &[u8]) -> Result<Machine, Refusal> {
-    let fdt = tree::open(dtb)?;
-    let root = Level::root(fdt);
-    let controller = find_gic(&root)?;
-    let order = UartOrder::new(fdt);
+    let tree = tree::open(dtb)?;
+    let root = Level::root(tree);
+    let hubs = Hubs::find(&root)?;
+    let order = UartOrder::new(tree);
 
     let mut found = Found::default();
     let mut uarts = Vec::<(usize, Uart), { super::MAX_DEVICES }>::new();
     root.descendants(&mut |node| {
-        if node.is_compatible(GIC_V3) {
-            found.gic = Some(gic(node, &controller)?);
-        } else if node.is_compatible(TIMER) {
-            once(&mut found.timers, node, "generic timer", timers(node, &controller)?)?;
-        } else if node.is_compatible(PSCI) {
-            once(&mut found.psci, node, "PSCI node", psci(node)?)?;
-        } else if node.is_compatible(PSCI_OLD) {
-            return Err(node.refuse(Problem::PsciTooOld));
-        } else if node.is_compatible(PL011) {
-            let entry = (order.rank(node), uart(node, &controller)?);
-            add(&mut uarts, node, "PL011 UARTs", entry)?;
-        } else if node.is_compatible(SMMU_V3) {
-            add(&mut found.smmus, node, "SMMUs", smmu(node, &controller)?)?;
-        } else if node.is_compatible(ECAM) {
-            add(&mut found.pcie, node, "PCI host bridges", pcie::host(node, &controller)?)?;
-        } else if node.is_compatible(VIRTIO_MMIO) {
-            add(&mut found.virtio_mmio, node, "virtio-mmio transports", node.registers()?)?;
-        } else if node.value("device_type") == Some(b"memory\0") {
-            memory(node, &mut found.memory)?;
+        let gic = &hubs.gic;
+        match node.kind {
+            Some(Kind::GicV3) => found.gic = Some(self::gic(node, gic)?),
+            Some(Kind::Timer) => {
+                once(&mut found.timers, node, "generic timer", timers(node, gic)?)?
+            }
+            Some(Kind::Psci) => once(&mut found.psci, node, "PSCI node", psci(node)?)?,
+            Some(Kind::OldPsci) => return Err(node.refuse(Problem::PsciTooOld)),
+            Some(Kind::Pl011) => {
+                let entry = (order.rank(node.node), uart(node, gic)?);
+                add(&mut uarts, node, "PL011 UARTs", entry)?;
+            }
+            Some(Kind::SmmuV3) => add(&mut found.smmus, node, "SMMUs", smmu(node, gic)?)?,
+            Some(Kind::Ecam) => {
+                let host = pcie::host(node, gic)?;
+                hubs.check_streams(node, &host.iommu_map)?;
+                add(&mut found.pcie, node, "PCI host bridges", host)?;
+            }
+            Some(Kind::VirtioMmio) => {
+                add(&mut found.virtio_mmio, node, "virtio-mmio transports", node.registers()?)?;
+            }
+            // Refused before, or read with the GIC.
+            Some(Kind::GicV2 | Kind::Its) => {}
+            None if node.value("device_type") == Some(b"memory\0") => {
+                memory(node, &mut found.memory)?;
+            }
+            None => {}
         }
         Ok(())
     })?;
@@ -70,17 +69,13 @@ pub fn discover(dtb: &[u8]) -> Result<Machine, Refusal> {
     found.memory.sort_unstable_by_key(|range| range.base);
 
     let missing = |what| tree::at_root(Problem::NoNode(what));
-    if found.smmus.is_empty() {
-        return Err(tree::at_root(Problem::NoSmmu));
-    }
-    check_references(&root, &found.smmus)?;
     let chosen = chosen(&root)?;
     Ok(Machine {
         memory: if found.memory.is_empty() { return Err(missing("memory")) } else { found.memory },
-        reserved: reserved(fdt, &root)?,
+        reserved: reserved(tree, &root)?,
         cpus: cpus(&root)?,
         psci: found.psci.ok_or_else(|| missing("PSCI node"))?,
-        gic: found.gic.ok_or_else(|| missing("GICv3"))?,
+        gic: found.gic.ok_or_else(|| missing(GIC))?,
         timers: found.timers.ok_or_else(|| missing("generic timer"))?,
         uarts: uarts.into_iter().map(|(_, uart)| uart).collect(),
         smmus: found.smmus,
@@ -93,15 +88,15 @@ pub fn discover(dtb: &[u8]) -> Result<Machine, Refusal> {
 
 /// Finds the UART to print a refusal on, as far as the device tree lets it be found: its interrupt is left out.
 pub fn console(dtb: &[u8]) -> Option<Uart> {
-    let fdt = tree::open(dtb).ok()?;
-    let order = UartOrder::new(fdt);
+    let tree = tree::open(dtb).ok()?;
+    let order = UartOrder::new(tree);
     let mut best = None;
     // An odd node elsewhere ends the walk, but not the use of what was found before.
-    let _ = Level::root(fdt).descendants(&mut |node| {
-        if node.is_compatible(PL011)
+    let _ = Level::root(tree).descendants(&mut |node| {
+        if node.kind == Some(Kind::Pl011)
             && let Ok(range) = node.registers()
         {
-            let rank = order.rank(node);
+            let rank = order.rank(node.node);
             if best.is_none_or(|(best, _)| rank < best) {
                 best = Some((rank, Uart { range, interrupt: None }));
             }
@@ -144,29 +139,55 @@ fn add<T, const N: usize>(
     list.push(value).map_err(|_| node.refuse(Problem::TooMany { what, limit: N }))
 }
 
-/// Finds the one GICv3, before anything that refers to it is read.
-fn find_gic(root: &Level<'_, '_>) -> Result<Controller, Refusal> {
-    let mut controller = None;
-    root.descendants(&mut |node| {
-        if node.is_compatible(GIC_V2) {
-            return Err(node.refuse(Problem::GicV2));
+/// The nodes that others refer to, which are found before anything else is read.
+struct Hubs {
+    gic: Controller,
+    smmus: Vec<Phandle, { super::MAX_DEVICES }>,
+}
+
+impl Hubs {
+    /// Finds the one GICv3 and the SMMUs. A machine without them is refused for that, whatever else is odd
+    /// about it.
+    fn find(root: &Level<'_, '_>) -> Result<Self, Refusal> {
+        let mut gic = None;
+        let mut smmus = Vec::new();
+        root.descendants(&mut |node| match node.kind {
+            Some(Kind::GicV2) => Err(node.refuse(Problem::GicV2)),
+            Some(Kind::GicV3) => once(&mut gic, node, GIC, controller(node)?),
+            Some(Kind::SmmuV3) => add(&mut smmus, node, "SMMUs", needed_phandle(node)?),
+            _ => Ok(()),
+        })?;
+        let gic = gic.ok_or_else(|| tree::at_root(Problem::NoNode(GIC)))?;
+        if smmus.is_empty() {
+            return Err(tree::at_root(Problem::NoSmmu));
         }
-        if !node.is_compatible(GIC_V3) {
-            return Ok(());
+        Ok(Self { gic, smmus })
+    }
+
+    /// Checks that every StreamID of a host bridge is one of an SMMU that was found.
+    fn check_streams(&self, node: &Level<'_, '_>, map: &IommuMap) -> Result<(), Refusal> {
+        match map.0.entries.iter().all(|entry| self.smmus.contains(&entry.controller)) {
+            true => Ok(()),
+            false => Err(node.refuse(Problem::Dangling { property: "iommu-map", to: "an SMMUv3" })),
         }
-        let phandle = node.phandle()?.ok_or_else(|| node.refuse(Problem::NoProperty("phandle")))?;
-        let specifier_cells = match node.cell("#interrupt-cells")? {
-            Some(cells @ 3..=4) => cells as usize,
-            _ => return Err(node.malformed("#interrupt-cells", "it is neither 3 nor 4")),
-        };
-        // A controller without the property has no address in an interrupt-map.
-        let address_cells = match node.cell("#address-cells")? {
-            None => 0,
-            Some(_) => node.address_cells()?,
-        };
-        once(&mut controller, node, "GICv3", Controller { phandle, specifier_cells, address_cells })
-    })?;
-    controller.ok_or_else(|| tree::at_root(Problem::NoNode("GICv3")))
+    }
+}
+
+fn needed_phandle(node: &Level<'_, '_>) -> Result<Phandle, Refusal> {
+    node.phandle()?.ok_or_else(|| node.refuse(Problem::NoProperty("phandle")))
+}
+
+fn controller(node: &Level<'_, '_>) -> Result<Controller, Refusal> {
+    let specifier_cells = match node.cell("#interrupt-cells")? {
+        Some(cells @ 3..=4) => cells as usize,
+        _ => return Err(node.malformed("#interrupt-cells", "it is neither 3 nor 4")),
+    };
+    // A controller without the property has no address in an interrupt-map.
+    let address_cells = match node.cell("#address-cells")? {
+        None => 0,
+        Some(_) => node.address_cells()?,
+    };
+    Ok(Controller { phandle: needed_phandle(node)?, specifier_cells, address_cells })
 }
 
 fn gic(node: &Level<'_, '_>, controller: &Controller) -> Result<Gic, Refusal> {
@@ -193,7 +214,7 @@ fn gic(node: &Level<'_, '_>, controller: &Controller) -> Result<Gic, Refusal> {
     }
     let mut its = Vec::new();
     node.children(&mut |child| {
-        if child.is_okay() && child.is_compatible(GIC_ITS) {
+        if child.is_okay && child.kind == Some(Kind::Its) {
             let entry = Its { range: child.registers()?, phandle: child.phandle()? };
             add(&mut its, child, "ITSs", entry)?;
         }
@@ -244,44 +265,41 @@ fn uart(node: &Level<'_, '_>, controller: &Controller) -> Result<Uart, Refusal> 
 
 /// Which UART comes first.
 struct UartOrder<'t> {
-    fdt: Fdt<'t>,
-    aliases: Option<FdtNode<'t>>,
-    console: Option<FdtNode<'t>>,
+    tree: Tree<'t>,
+    aliases: Option<Node<'t>>,
+    console: Option<Node<'t>>,
 }
 
 impl<'t> UartOrder<'t> {
-    fn new(fdt: Fdt<'t>) -> Self {
-        let mut order = Self { fdt, aliases: fdt.root().child("aliases"), console: None };
-        let stdout = fdt.root().child("chosen").and_then(|chosen| string(chosen, "stdout-path"));
+    fn new(tree: Tree<'t>) -> Self {
+        let mut order = Self { tree, aliases: tree.root().child("aliases"), console: None };
+        let stdout = tree.root().child("chosen").and_then(|chosen| chosen.text("stdout-path"));
         // Options such as the baud rate follow a colon.
         order.console = stdout.and_then(|path| order.find(path.split(':').next()?));
         order
     }
 
-    /// Follows a path, which may start with an alias.
-    fn find(&self, path: &str) -> Option<FdtNode<'t>> {
+    /// Follows a path, which may be an alias.
+    fn find(&self, path: &str) -> Option<Node<'t>> {
         if path.starts_with('/') {
-            self.fdt.find_node(path)
+            self.tree.find(path)
         } else {
-            self.fdt.find_node(string(self.aliases?, path)?)
+            self.tree.find(self.aliases?.text(path)?)
         }
     }
 
     /// Ranks a UART: the lowest rank comes first.
-    fn rank(&self, node: &Level<'t, '_>) -> usize {
-        if self.console.is_some_and(|console| node.is(console)) {
+    fn rank(&self, node: Node<'t>) -> usize {
+        if self.console == Some(node) {
             return 0;
         }
-        let Some(aliases) = self.aliases else { return usize::MAX };
-        aliases
-            .properties()
-            .filter_map(|alias| {
-                let number: usize = alias.name().strip_prefix("serial")?.parse().ok()?;
-                let target = self.fdt.find_node(string(aliases, alias.name())?)?;
-                node.is(target).then_some(number.saturating_add(1))
-            })
-            .min()
-            .unwrap_or(usize::MAX)
+        let aliases = self.aliases.into_iter().flat_map(Node::properties);
+        let numbers = aliases.filter_map(|alias| {
+            let number: usize = alias.name().strip_prefix("serial")?.parse().ok()?;
+            let target = self.tree.find(fdt::text(alias.value)?)?;
+            (target == node).then_some(number.saturating_add(1))
+        });
+        numbers.min().unwrap_or(usize::MAX)
     }
 
     /// Sorts by rank; the tree's order decides between equals.
@@ -294,10 +312,6 @@ impl<'t> UartOrder<'t> {
             }
         }
     }
-}
-
-fn string<'t>(node: FdtNode<'t>, property: &str) -> Option<&'t str> {
-    node.property(property)?.value_as().ok()
 }
 
 fn smmu(node: &Level<'_, '_>, controller: &Controller) -> Result<Smmu, Refusal> {
@@ -326,25 +340,8 @@ fn smmu(node: &Level<'_, '_>, controller: &Controller) -> Result<Smmu, Refusal> 
             priq: named("priq")?,
         },
     };
-    let phandle = node.phandle()?.ok_or_else(|| node.refuse(Problem::NoProperty("phandle")))?;
+    let phandle = needed_phandle(node)?;
     Ok(Smmu { range, phandle, interrupts, dma_coherent: node.is_dma_coherent() })
-}
-
-/// Checks that every StreamID is one of an SMMU that was found.
-fn check_references(root: &Level<'_, '_>, smmus: &[Smmu]) -> Result<(), Refusal> {
-    root.descendants(&mut |node| {
-        if !node.is_compatible(ECAM) {
-            return Ok(());
-        }
-        for entry in pcie::iommu_map(node)?.0.entries {
-            if !smmus.iter().any(|smmu| smmu.phandle == entry.controller) {
-                return Err(
-                    node.refuse(Problem::Dangling { property: "iommu-map", to: "an SMMUv3" })
-                );
-            }
-        }
-        Ok(())
-    })
 }
 
 fn memory(
@@ -370,27 +367,24 @@ fn memory(
 }
 
 fn reserved(
-    fdt: Fdt<'_>,
+    tree: Tree<'_>,
     root: &Level<'_, '_>,
 ) -> Result<Vec<Range, { super::MAX_RESERVED }>, Refusal> {
     const WHAT: &str = "reserved memory regions";
     let mut reserved = Vec::new();
-    for entry in fdt.memory_reservations() {
-        let range = Range { base: Pa::new(entry.address()), size: entry.size() };
-        if range.size > 0 && range.last().is_none() {
-            let why = "it reaches past the end of the address space";
-            return Err(root.malformed("/memreserve/", why));
-        }
+    for (base, size) in tree.reservations() {
+        let range = Range::new(Pa::new(base), size)
+            .ok_or_else(|| root.malformed("/memreserve/", PAST_THE_END))?;
         add(&mut reserved, root, WHAT, range)?;
     }
     root.children(&mut |node| {
-        if node.node.name() != "reserved-memory" || !node.is_okay() {
+        if node.node.name() != "reserved-memory" || !node.is_okay {
             return Ok(());
         }
         node.children(&mut |region| {
             let mut index = 0;
             // A region without an address is for an operating system to place.
-            while let Some(range) = region.reg(index)?.filter(|_| region.is_okay()) {
+            while let Some(range) = region.reg(index)?.filter(|_| region.is_okay) {
                 index += 1;
                 add(&mut reserved, region, WHAT, range)?;
             }
@@ -464,7 +458,10 @@ fn chosen(root: &Level<'_, '_>) -> Result<Chosen, Refusal> {
                 None | Some(0) => {
                     return Err(node.malformed(END, "it is not above linux,initrd-start"));
                 }
-                Some(size) => Some(Range { base: Pa::new(start), size }),
+                Some(size) => Some(
+                    Range::new(Pa::new(start), size)
+                        .ok_or_else(|| node.malformed(END, PAST_THE_END))?,
+                ),
             },
         };
         Ok(())

@@ -3,7 +3,7 @@
 use heapless::Vec;
 
 use super::refusal::{Problem, Refusal};
-use super::tree::{Cells, Controller, Level};
+use super::tree::{Cells, Controller, INTERRUPT_MAP, INTERRUPT_MAP_MASK, Level};
 use super::{MAX_WINDOWS, PcieHost, Phandle, Range, Window, WindowKind};
 use crate::pcie::{IdMap, IdMapEntry, InterruptMap, IntxEntry, IommuMap, MsiMap};
 
@@ -24,15 +24,11 @@ pub(super) fn host(node: &Level<'_, '_>, controller: &Controller) -> Result<Pcie
         first_bus,
         last_bus,
         windows: windows(node)?,
-        iommu_map: iommu_map(node)?,
+        iommu_map: IommuMap(id_map(node, "iommu-map", "iommu-map-mask")?),
         msi_map: MsiMap(id_map(node, "msi-map", "msi-map-mask")?),
         intx: interrupt_map(node, controller)?,
         dma_coherent: node.is_dma_coherent(),
     })
-}
-
-pub(super) fn iommu_map(node: &Level<'_, '_>) -> Result<IommuMap, Refusal> {
-    id_map(node, "iommu-map", "iommu-map-mask").map(IommuMap)
 }
 
 fn buses(node: &Level<'_, '_>, ecam: Range) -> Result<(u8, u8), Refusal> {
@@ -156,32 +152,23 @@ fn id_map(
 }
 
 fn interrupt_map(node: &Level<'_, '_>, controller: &Controller) -> Result<InterruptMap, Refusal> {
-    const MAP: &str = "interrupt-map";
-    const MASK: &str = "interrupt-map-mask";
-    const SHORT: &str = "an entry is cut short";
     let mut map =
         InterruptMap { unit_mask: u32::MAX, pin_mask: u32::MAX, ..InterruptMap::default() };
-    let Some(mut cells) = node.cells(MAP)? else { return Ok(map) };
+    let Some(mut cells) = node.cells(INTERRUPT_MAP)? else { return Ok(map) };
     if node.cell("#interrupt-cells")? != Some(1) {
         return Err(node.malformed("#interrupt-cells", "a PCI bus has 1"));
     }
-    if let Some(mut mask) = node.cells(MASK)? {
+    if let Some(mut mask) = node.cells(INTERRUPT_MAP_MASK)? {
         match (mask.next(), mask.skip(2), mask.next(), mask.len()) {
             (Some(unit), Some(()), Some(pin), 0) => (map.unit_mask, map.pin_mask) = (unit, pin),
-            _ => return Err(node.malformed(MASK, "it is not 4 cells")),
+            _ => return Err(node.malformed(INTERRUPT_MAP_MASK, "it is not 4 cells")),
         }
     }
     while cells.len() > 0 {
-        let (Some(unit), Some(()), Some(pin), Some(parent)) =
-            (cells.next(), cells.skip(2), cells.next(), cells.next())
-        else {
-            return Err(node.malformed(MAP, SHORT));
+        let (Some(unit), Some(()), Some(pin)) = (cells.next(), cells.skip(2), cells.next()) else {
+            return Err(node.malformed(INTERRUPT_MAP, "an entry is cut short"));
         };
-        if Phandle(parent) != controller.phandle {
-            return Err(node.refuse(Problem::ForeignInterrupt));
-        }
-        cells.skip(controller.address_cells).ok_or_else(|| node.malformed(MAP, SHORT))?;
-        let interrupt = controller.specifier(&mut cells).map_err(|why| node.malformed(MAP, why))?;
+        let interrupt = node.mapped_interrupt(controller, &mut cells)?;
         let entry = IntxEntry { unit: unit & map.unit_mask, pin: pin & map.pin_mask, interrupt };
         let limit = map.entries.capacity();
         map.entries

@@ -2,10 +2,11 @@
 
 use core::fmt;
 
-use dtoolkit::error::FdtParseError;
 use heapless::String;
 
-/// A node's path; a path that is longer loses its end.
+use crate::fdt::BlobError;
+
+/// A node's path; a path that is longer loses its start.
 pub type Path = String<64>;
 
 /// Why the machine cannot be used. Printed, it says which node, what is wrong with it, and what to do next.
@@ -28,10 +29,8 @@ impl core::error::Error for Refusal {}
 /// What is wrong with a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// The blob does not start like a flattened device tree, or is shorter than its header says.
-    NotATree,
-    /// The blob's structure is damaged.
-    Damaged(FdtParseError),
+    /// The bytes are not a device tree.
+    NotATree(BlobError),
     /// Nodes are nested too deep.
     TooDeep,
     /// No node of this kind is below this one.
@@ -87,8 +86,7 @@ pub enum Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotATree => f.write_str("not a complete flattened device tree"),
-            Self::Damaged(error) => write!(f, "damaged: {error}"),
+            Self::NotATree(error) => write!(f, "not a device tree: {error}"),
             Self::TooDeep => f.write_str("its nodes are nested too deep"),
             Self::NoNode(kind) => write!(f, "no {kind}"),
             Self::Twice(what) => write!(f, "a second {what}"),
@@ -123,7 +121,7 @@ impl Problem {
     /// Says what to do next.
     pub fn remedy(&self) -> &'static str {
         match self {
-            Self::NotATree => {
+            Self::NotATree(_) => {
                 "pass the address of the device tree in x0, as the arm64 boot protocol says"
             }
             Self::GicV2 => "use a machine with a GICv3 (QEMU: -M virt,gic-version=3)",
@@ -141,8 +139,7 @@ impl Problem {
             Self::Dangling { .. } => {
                 "correct the reference, or enable the node it refers to, in the firmware's device tree"
             }
-            Self::Damaged(_)
-            | Self::TooDeep
+            Self::TooDeep
             | Self::NoNode(_)
             | Self::Twice(_)
             | Self::NoProperty(_)

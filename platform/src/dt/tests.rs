@@ -583,6 +583,60 @@ fn interrupts_are_read_by_name_and_through_extended_lists() {
 }
 
 #[test]
+fn interrupts_that_a_bus_passes_on_are_followed() {
+    let gic = phandle_of(GIC);
+    let moved = |mask: &[u32], interrupt: u32| {
+        changed(|tree| {
+            let mut uart = tree.root.remove_child("pl011@9040000").unwrap();
+            set(&mut uart, "interrupts", interrupt);
+            let mut inner = DeviceTreeNode::new("bus").unwrap();
+            let mut outer = DeviceTreeNode::new("motherboard").unwrap();
+            for bus in [&mut inner, &mut outer] {
+                set(bus, "#address-cells", 2_u32);
+                set(bus, "#size-cells", 2_u32);
+                set(bus, "ranges", Cells(&[]));
+            }
+            set(&mut outer, "#interrupt-cells", 1_u32);
+            set(&mut outer, "interrupt-map-mask", Cells(mask));
+            let map = [0, 0, 4, gic, 0, 0, 0, 40, 4, 0, 0, 5, gic, 0, 0, 0, 41, 1];
+            set(&mut outer, "interrupt-map", Cells(&map));
+            inner.add_child(uart);
+            outer.add_child(inner);
+            tree.root.add_child(outer);
+        })
+    };
+    let second = |blob: Vec<u8>| discover(&blob).map(|machine| machine.uarts[1].interrupt);
+    assert_eq!(second(moved(&[0, 0, 63], 4)), Ok(Some(level(72))));
+    assert_eq!(second(moved(&[0, 0, 63], 5)), Ok(Some(edge(73))));
+    assert_eq!(second(moved(&[0, 0, 63], 69)), Ok(Some(edge(73))));
+    let refusal = second(moved(&[0, 0, 63], 6)).unwrap_err();
+    // The path's end is kept.
+    assert_eq!(refusal.node, "/motherboard/bus/pl011@9040000");
+    let why = "the bus above has no such interrupt";
+    assert_eq!(refusal.problem, Problem::Malformed { property: "interrupts", why });
+    let refusal = second(moved(&[0, 0x1000, 63], 4)).unwrap_err();
+    assert_eq!(refusal.node, "/motherboard");
+}
+
+#[test]
+fn a_long_path_keeps_its_end() {
+    let blob = changed(|tree| {
+        let mut node = tree.root.remove_child("pl011@9040000").unwrap();
+        node.remove_property("reg");
+        for index in 0..6 {
+            let mut bus = DeviceTreeNode::new(format!("motherboard-bus{index}")).unwrap();
+            bus.add_child(node);
+            node = bus;
+        }
+        tree.root.add_child(node);
+    });
+    let refusal = discover(&blob).unwrap_err();
+    assert_eq!(refusal.problem, Problem::NoProperty("reg"));
+    assert_eq!(refusal.node.len(), refusal.node.capacity());
+    assert!(refusal.node.ends_with("/motherboard-bus0/pl011@9040000"), "{}", refusal.node);
+}
+
+#[test]
 fn requester_ids_are_masked_and_moved() {
     let smmu = phandle_of(SMMU);
     let blob = changed(|tree| {

@@ -1,33 +1,54 @@
 //! Walking a device tree: nodes with what they inherit, and the decoding of common properties.
 
-use dtoolkit::fdt::{Fdt, FdtNode, FdtProperty};
-use dtoolkit::{Node, Property};
 use heapless::Vec;
 use smmu::addr::Pa;
 
 use super::refusal::{Path, Problem, Refusal};
 use super::{Interrupt, Phandle, Range, Trigger};
+use crate::fdt::{self, Node, Tree};
 
 const MAX_DEPTH: usize = 16;
-const MAGIC: u32 = 0xd00d_feed;
-
-/// Returns the size in bytes of the device tree that starts with `header`.
-///
-/// # Errors
-///
-/// [`Problem::NotATree`] if no device tree starts like this.
-pub fn total_size(header: [u8; 8]) -> Result<u32, Refusal> {
-    let [magic, size] = [0, 4]
-        .map(|at| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]));
-    if magic == MAGIC { Ok(size) } else { Err(at_root(Problem::NotATree)) }
+pub(super) const PAST_THE_END: &str = "it reaches past the end of the address space";
+pub(super) const INTERRUPT_MAP: &str = "interrupt-map";
+pub(super) const INTERRUPT_MAP_MASK: &str = "interrupt-map-mask";
+/// Checks the device tree at the start of `bytes`.
+pub(super) fn open(bytes: &[u8]) -> Result<Tree<'_>, Refusal> {
+    Tree::open(bytes).map_err(|error| at_root(Problem::NotATree(error)))
 }
 
-/// Checks the whole blob, which may be followed by other bytes.
-pub(super) fn open(blob: &[u8]) -> Result<Fdt<'_>, Refusal> {
-    let header = blob.first_chunk().ok_or_else(|| at_root(Problem::NotATree))?;
-    let size = usize::try_from(total_size(*header)?).map_err(|_| at_root(Problem::NotATree))?;
-    let blob = blob.get(..size).ok_or_else(|| at_root(Problem::NotATree))?;
-    Fdt::new(blob).map_err(|error| at_root(Problem::Damaged(error)))
+/// What a node is (`compatible`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    GicV3,
+    GicV2,
+    Its,
+    Timer,
+    Psci,
+    /// PSCI before version 0.2.
+    OldPsci,
+    Pl011,
+    SmmuV3,
+    Ecam,
+    VirtioMmio,
+}
+
+impl Kind {
+    /// Reads a list of what a node is compatible with, the best first.
+    fn of(compatible: &[u8]) -> Option<Self> {
+        compatible.split(|byte| *byte == 0).find_map(|name| match name {
+            b"arm,gic-v3" => Some(Self::GicV3),
+            b"arm,gic-400" | b"arm,cortex-a15-gic" | b"arm,cortex-a9-gic" => Some(Self::GicV2),
+            b"arm,gic-v3-its" => Some(Self::Its),
+            b"arm,armv8-timer" => Some(Self::Timer),
+            b"arm,psci-1.0" | b"arm,psci-0.2" => Some(Self::Psci),
+            b"arm,psci" => Some(Self::OldPsci),
+            b"arm,pl011" => Some(Self::Pl011),
+            b"arm,smmu-v3" => Some(Self::SmmuV3),
+            b"pci-host-ecam-generic" => Some(Self::Ecam),
+            b"virtio,mmio" => Some(Self::VirtioMmio),
+            _ => None,
+        })
+    }
 }
 
 /// Blames the tree as a whole.
@@ -38,41 +59,34 @@ pub(super) fn at_root(problem: Problem) -> Refusal {
     Refusal { node, problem }
 }
 
-/// Returns a property's value for as long as the blob lives, not only the property.
-fn value<'t>(property: FdtProperty<'t>) -> &'t [u8] {
-    property.value_as().unwrap_or_default()
-}
-
 /// A node and its ancestors.
 #[derive(Clone, Copy)]
 pub(super) struct Level<'t, 'p> {
-    pub(super) node: FdtNode<'t>,
+    pub(super) node: Node<'t>,
+    /// What it is, if it is something of interest.
+    pub(super) kind: Option<Kind>,
+    /// Whether it is usable (`status`).
+    pub(super) is_okay: bool,
     parent: Option<&'p Level<'t, 'p>>,
     depth: usize,
-    compatible: &'t [u8],
-    okay: bool,
 }
 
 impl<'t> Level<'t, '_> {
     /// Starts at the root.
-    pub(super) fn root(fdt: Fdt<'t>) -> Level<'t, 't> {
-        Level::new(fdt.root(), None, 0)
+    pub(super) fn root(tree: Tree<'t>) -> Level<'t, 't> {
+        Level::new(tree.root(), None, 0)
     }
 
-    fn new<'p>(
-        node: FdtNode<'t>,
-        parent: Option<&'p Level<'t, 'p>>,
-        depth: usize,
-    ) -> Level<'t, 'p> {
-        let mut level = Level { node, parent, depth, compatible: &[], okay: true };
+    fn new<'p>(node: Node<'t>, parent: Option<&'p Level<'t, 'p>>, depth: usize) -> Level<'t, 'p> {
+        let (mut kind, mut is_okay) = (None, true);
         for property in node.properties() {
-            match property.name() {
-                "compatible" => level.compatible = value(property),
-                "status" => level.okay = matches!(value(property), b"okay\0" | b"ok\0"),
-                _ => {}
+            if property.is("compatible") {
+                kind = Kind::of(property.value);
+            } else if property.is("status") {
+                is_okay = matches!(property.value, b"okay\0" | b"ok\0");
             }
         }
-        level
+        Level { node, kind, is_okay, parent, depth }
     }
 
     /// Blames this node.
@@ -87,9 +101,11 @@ impl<'t> Level<'t, '_> {
         if names.is_empty() {
             return at_root(problem);
         }
+        let length: usize = names.iter().map(|name| name.chars().count() + 1).sum();
         let mut node = Path::new();
-        for character in names.iter().rev().flat_map(|name| ['/'].into_iter().chain(name.chars())) {
-            // What does not fit is the end, which is the less important part.
+        let path = names.iter().rev().flat_map(|name| ['/'].into_iter().chain(name.chars()));
+        // What does not fit is the start, which is the less important part.
+        for character in path.skip(length.saturating_sub(node.capacity())) {
             let _ = node.push(character);
         }
         Refusal { node, problem }
@@ -97,23 +113,6 @@ impl<'t> Level<'t, '_> {
 
     pub(super) fn malformed(&self, property: &'static str, why: &'static str) -> Refusal {
         self.refuse(Problem::Malformed { property, why })
-    }
-
-    /// Whether the node is usable.
-    pub(super) fn is_okay(&self) -> bool {
-        self.okay
-    }
-
-    /// Whether the node claims to be compatible with one of these.
-    pub(super) fn is_compatible(&self, with: &[&str]) -> bool {
-        self.compatible
-            .split(|byte| *byte == 0)
-            .any(|name| with.iter().any(|candidate| candidate.as_bytes() == name))
-    }
-
-    /// Whether `other` is the same node: its name is at the same place in the blob.
-    pub(super) fn is(&self, other: FdtNode<'t>) -> bool {
-        core::ptr::eq(self.node.name().as_ptr(), other.name().as_ptr())
     }
 
     /// Visits every child.
@@ -137,7 +136,7 @@ impl<'t> Level<'t, '_> {
         visit: &mut dyn FnMut(&Level<'t, '_>) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         self.children(&mut |child| {
-            if !child.is_okay() {
+            if !child.is_okay {
                 return Ok(());
             }
             visit(child)?;
@@ -147,7 +146,7 @@ impl<'t> Level<'t, '_> {
 
     /// Returns a property's value.
     pub(super) fn value(&self, property: &str) -> Option<&'t [u8]> {
-        self.node.properties().find(|candidate| candidate.name() == property).map(value)
+        self.node.value(property)
     }
 
     /// Returns a property's value as cells.
@@ -179,10 +178,10 @@ impl<'t> Level<'t, '_> {
 
     /// Returns a property that is a string.
     pub(super) fn text(&self, property: &'static str) -> Result<Option<&'t str>, Refusal> {
-        let Some(value) = self.value(property) else { return Ok(None) };
-        match core::ffi::CStr::from_bytes_with_nul(value).map(core::ffi::CStr::to_str) {
-            Ok(Ok(text)) => Ok(Some(text)),
-            _ => Err(self.malformed(property, "it is not a string")),
+        match self.value(property).map(fdt::text) {
+            None => Ok(None),
+            Some(None) => Err(self.malformed(property, "it is not a string")),
+            Some(text) => Ok(text),
         }
     }
 
@@ -265,11 +264,7 @@ impl<'t> Level<'t, '_> {
                 .ok_or_else(|| self.refuse(Problem::Untranslatable))?;
             bus = at.parent;
         }
-        let range = Range { base: Pa::new(address), size };
-        if size > 0 && range.last().is_none() {
-            return Err(self.malformed(property, "it reaches past the end of the address space"));
-        }
-        Ok(range)
+        Range::new(Pa::new(address), size).ok_or_else(|| self.malformed(property, PAST_THE_END))
     }
 
     /// Translates an address on this bus to the parent's bus (`ranges`).
@@ -304,10 +299,11 @@ impl<'t> Level<'t, '_> {
         let mut level = Some(self);
         while let Some(at) = level {
             for property in at.node.properties() {
-                match property.name() {
-                    "dma-coherent" => return true,
-                    "dma-noncoherent" => return false,
-                    _ => {}
+                if property.is("dma-coherent") {
+                    return true;
+                }
+                if property.is("dma-noncoherent") {
+                    return false;
                 }
             }
             level = at.parent;
@@ -336,24 +332,101 @@ impl<'t> Level<'t, '_> {
             }
         }
         let Some(mut cells) = self.cells("interrupts")? else { return Ok(None) };
-        if self.interrupt_parent()? != Some(gic.phandle) {
-            return Err(self.refuse(Problem::ForeignInterrupt));
-        }
-        if cells.skip(index.saturating_mul(gic.specifier_cells)).is_none() || cells.len() == 0 {
+        let parent = self.interrupt_parent(gic)?;
+        let specifier = match parent {
+            None => gic.specifier_cells,
+            Some(nexus) => nexus.cell("#interrupt-cells")?.unwrap_or(0) as usize,
+        };
+        if cells.skip(index.saturating_mul(specifier)).is_none() || cells.len() == 0 {
             return Ok(None);
         }
-        gic.specifier(&mut cells).map(Some).map_err(|why| self.malformed("interrupts", why))
+        match parent {
+            None => {
+                gic.specifier(&mut cells).map(Some).map_err(|why| self.malformed("interrupts", why))
+            }
+            Some(nexus) => {
+                let specifier = cells
+                    .take(specifier)
+                    .ok_or_else(|| self.malformed("interrupts", "an interrupt is cut short"))?;
+                match nexus.through_nexus(gic, specifier)? {
+                    None => {
+                        Err(self.malformed("interrupts", "the bus above has no such interrupt"))
+                    }
+                    interrupt => Ok(interrupt),
+                }
+            }
+        }
     }
 
-    fn interrupt_parent(&self) -> Result<Option<Phandle>, Refusal> {
-        let mut level = Some(self);
-        while let Some(at) = level {
-            if let Some(parent) = at.cell("interrupt-parent")? {
-                return Ok(Some(Phandle(parent)));
+    /// Finds where this node's interrupts go: the GIC (`None`), or a bus that passes them on.
+    fn interrupt_parent(&self, gic: &Controller) -> Result<Option<&Level<'t, '_>>, Refusal> {
+        let mut at = self;
+        loop {
+            match at.cell("interrupt-parent")?.map(Phandle) {
+                Some(phandle) if phandle == gic.phandle => return Ok(None),
+                Some(_) => return Err(self.refuse(Problem::ForeignInterrupt)),
+                None => {}
             }
-            level = at.parent;
+            at = at.parent.ok_or_else(|| self.refuse(Problem::ForeignInterrupt))?;
+            if at.value("#interrupt-cells").is_some() {
+                return match at.value(INTERRUPT_MAP) {
+                    Some(_) => Ok(Some(at)),
+                    None => Err(self.refuse(Problem::ForeignInterrupt)),
+                };
+            }
+        }
+    }
+
+    /// Translates an interrupt of a node on this bus (`interrupt-map`). Only maps in which the position of the
+    /// node on the bus does not count are understood.
+    fn through_nexus(
+        &self,
+        gic: &Controller,
+        specifier: Cells<'_>,
+    ) -> Result<Option<Interrupt>, Refusal> {
+        let unit_cells = self.address_cells()?;
+        let mask = self
+            .cells(INTERRUPT_MAP_MASK)?
+            .filter(|mask| mask.len() == unit_cells + specifier.len());
+        let mut mask =
+            mask.ok_or_else(|| self.malformed(INTERRUPT_MAP_MASK, "it has the wrong length"))?;
+        for _ in 0..unit_cells {
+            if mask.next() != Some(0) {
+                return Err(
+                    self.malformed(INTERRUPT_MAP_MASK, "it selects by the place on the bus")
+                );
+            }
+        }
+        let Some(mut map) = self.cells(INTERRUPT_MAP)? else { return Ok(None) };
+        while map.len() > 0 {
+            let entry = map.skip(unit_cells).and_then(|()| map.take(specifier.len()));
+            let entry =
+                entry.ok_or_else(|| self.malformed(INTERRUPT_MAP, "an entry is cut short"))?;
+            let interrupt = self.mapped_interrupt(gic, &mut map)?;
+            if entry
+                .iter()
+                .zip(specifier.iter())
+                .zip(mask.iter())
+                .all(|((a, b), mask)| a & mask == b & mask)
+            {
+                return Ok(Some(interrupt));
+            }
         }
         Ok(None)
+    }
+
+    /// Reads the half of an `interrupt-map` entry that says where the interrupt goes.
+    pub(super) fn mapped_interrupt(
+        &self,
+        gic: &Controller,
+        map: &mut Cells<'_>,
+    ) -> Result<Interrupt, Refusal> {
+        let short = || self.malformed(INTERRUPT_MAP, "an entry is cut short");
+        if Phandle(map.next().ok_or_else(short)?) != gic.phandle {
+            return Err(self.refuse(Problem::ForeignInterrupt));
+        }
+        map.skip(gic.address_cells).ok_or_else(short)?;
+        gic.specifier(map).map_err(|why| self.malformed(INTERRUPT_MAP, why))
     }
 }
 
@@ -403,7 +476,7 @@ impl Controller {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cells<'t>(&'t [u8]);
 
-impl Cells<'_> {
+impl<'t> Cells<'t> {
     /// How many cells are left.
     pub(super) fn len(&self) -> usize {
         self.0.len() / 4
@@ -426,6 +499,19 @@ impl Cells<'_> {
             number = number << 32 | u64::from(self.next()?);
         }
         Some(number)
+    }
+
+    /// Takes `cells` cells as they are.
+    pub(super) fn take(&mut self, cells: usize) -> Option<Self> {
+        let (taken, rest) = self.0.split_at_checked(cells.checked_mul(4)?)?;
+        self.0 = rest;
+        Some(Self(taken))
+    }
+
+    /// Returns the cells one by one.
+    fn iter(self) -> impl Iterator<Item = u32> + use<'t> {
+        let mut cells = self;
+        core::iter::from_fn(move || cells.next())
     }
 
     /// Drops `cells` cells, or returns `None` if there are fewer.
