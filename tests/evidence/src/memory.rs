@@ -106,7 +106,9 @@ impl RamFile {
         let mut file = File::open(&self.path)?;
         let size = file.metadata()?.len();
         let mut read = |pa: u64| -> io::Result<Option<u32>> {
-            let Some(offset) = pa.checked_sub(self.base).filter(|o| o + 4 <= size) else {
+            let Some(offset) =
+                pa.checked_sub(self.base).filter(|offset| offset.saturating_add(4) <= size)
+            else {
                 return Ok(None);
             };
             let mut bytes = [0; 4];

@@ -241,6 +241,11 @@ pub fn pages(address: u64, size: u64) -> Range<u64> {
     }
 }
 
+/// The addresses in a range of pages. The last page of the 64-bit space loses its last byte.
+fn addresses(pages: &Range<u64>) -> Range<u64> {
+    pages.start.saturating_mul(PAGE_SIZE)..pages.end.saturating_mul(PAGE_SIZE)
+}
+
 /// Whether the state of `stream` after `cfgi` `CFGI_STE` fell out of EL2's bounded memory.
 fn forgotten(stream: &report::Stream, cfgi: u32) -> bool {
     let first = stream.history.first().map_or(u32::MAX, |first| first.cfgi);
@@ -319,7 +324,7 @@ fn confined(
     };
     let allowed = report.vm(&owner).map(reachable).unwrap_or_default();
     if let Some(outside) = reached.difference(&allowed).iter().next() {
-        let reached = outside.start * PAGE_SIZE..outside.end * PAGE_SIZE;
+        let reached = addresses(&outside);
         findings.push(Finding::Outside { sid, vm: owner, reached });
     }
 }
@@ -358,7 +363,7 @@ fn shared(report: &Report, findings: &mut Vec<Finding>) {
             let (mine, theirs) = (ram(a), ram(b));
             let both = mine.difference(&mine.difference(&theirs));
             if let Some(both) = both.iter().next() {
-                let memory = both.start * PAGE_SIZE..both.end * PAGE_SIZE;
+                let memory = addresses(&both);
                 findings.push(Finding::Shared { vms: [a.name.clone(), b.name.clone()], memory });
             }
         }

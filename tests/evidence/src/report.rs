@@ -366,7 +366,7 @@ impl Report {
 
     /// Event records that EL2 knows to be lost, over all SMMUs.
     pub fn dropped(&self) -> u64 {
-        self.smmu.iter().map(|smmu| smmu.events.dropped).sum()
+        self.smmu.iter().fold(0, |sum, smmu| smmu.events.dropped.saturating_add(sum))
     }
 
     fn introduce(&mut self, record: &Record) -> Result<(), String> {

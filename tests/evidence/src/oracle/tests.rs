@@ -40,6 +40,14 @@ fn the_first_and_last_page_of_own_memory_may_be_reached() {
 }
 
 #[test]
+fn the_end_of_the_address_space_is_outside() {
+    let mut run = Run::good();
+    run.insert("F_TRANSLATION", 0, vec![success(ROGUE, u64::MAX, u64::MAX)]);
+    let reached = 0xffff_ffff_ffff_f000..u64::MAX;
+    finds(&run, Finding::Outside { sid: ROGUE, vm: "rogue".into(), reached });
+}
+
+#[test]
 fn a_doorbell_is_reachable_and_registers_are_not() {
     let mut run = Run::good();
     let mut doorbell = run.report.vms[1].memory[0].clone();

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 fn said(lines: &[&str]) -> Guest {
@@ -135,4 +137,20 @@ fn an_endless_guest_is_cut_off() {
     let guest = testimony.guest("rogue").unwrap();
     assert_eq!(guest.canaries.len(), LIMIT);
     assert!(guest.overflowed);
+}
+
+proptest! {
+    /// A guest prints what it likes.
+    #[test]
+    fn nothing_that_a_guest_says_is_dangerous(
+        kind in proptest::sample::select(&KINDS[..]),
+        rest in "( ?(device|op|address|accesses|arrived|page|changed|sha256|name|why|)=?(0x)?[0-9a-f]{0,20}){0,6}",
+        noise in ".{0,40}",
+    ) {
+        let guest = said(&[&format!("@{kind}{rest}"), &format!("@{kind} {noise}"), &noise]);
+        for tried in &guest.tried {
+            prop_assert!(tried.address.checked_add(4 * tried.accesses).is_some());
+        }
+        prop_assert_eq!(guest.lines, 3);
+    }
 }

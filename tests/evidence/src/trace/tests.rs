@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 /// QEMU 10.0.2 with two `edu` devices, driven through every kind of answer that its SMMU can give.
@@ -220,4 +222,18 @@ fn the_arguments_switch_on_what_is_read() {
     let arguments = qemu_arguments();
     assert_eq!(arguments[..2], ["-trace", EVENTS[0]]);
     assert_eq!(arguments[arguments.len() - 2..], ["-d", "guest_errors"]);
+}
+
+proptest! {
+    /// QEMU is stopped at any moment, and its threads write to one pipe.
+    #[test]
+    fn torn_lines_are_harmless(line in 0..CAPTURED.lines().count(), cut in 0..200_usize, insert in ".{0,8}") {
+        let line = CAPTURED.lines().nth(line).unwrap();
+        let (start, end) = line.split_at(cut.min(line.len()));
+        let mut trace = Trace::new();
+        for torn in [start.to_owned(), format!("{start}{insert}{end}"), format!("{insert}{end}")] {
+            trace.line(&torn);
+        }
+        prop_assert!(trace.streams().len() <= 3);
+    }
 }

@@ -110,7 +110,8 @@ fn events(report: &Report, trace: &Trace, machine: &Machine) -> Vec<String> {
         let qemu = trace.streams().get(&sid).map(|stream| stream.events()).unwrap_or_default();
         let mut el2 = BTreeMap::<String, u64>::new();
         for (name, count) in report.stream(sid.0).iter().flat_map(|stream| &stream.faults) {
-            *el2.entry(event_name(name)).or_default() += count;
+            let sum = el2.entry(event_name(name)).or_default();
+            *sum = sum.saturating_add(*count);
         }
         for event in qemu.keys().chain(el2.keys()).collect::<BTreeSet<_>>() {
             let (qemu, el2) = (count(&qemu, event), count(&el2, event));
@@ -139,7 +140,8 @@ fn events(report: &Report, trace: &Trace, machine: &Machine) -> Vec<String> {
 fn commands(report: &Report, trace: &Trace) -> Vec<String> {
     let mut el2 = BTreeMap::<String, u64>::new();
     for (name, count) in report.smmu.iter().flat_map(|smmu| &smmu.commands) {
-        *el2.entry(command_name(name)).or_default() += count;
+        let sum = el2.entry(command_name(name)).or_default();
+        *sum = sum.saturating_add(*count);
     }
     let opcodes: BTreeSet<_> = el2.keys().chain(trace.commands().keys()).collect();
     let differs = |opcode: &&&String| count(&el2, opcode) != count(trace.commands(), opcode);

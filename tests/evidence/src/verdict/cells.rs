@@ -294,7 +294,7 @@ impl<'a> Gatherer<'a> {
         }
         let hit = |page: &u64| {
             let mut hits = self.found.hits.iter();
-            hits.find(|hit| hit.at.start < page + PAGE_SIZE && *page < hit.at.end)
+            hits.find(|hit| hit.at.start < page.saturating_add(PAGE_SIZE) && *page < hit.at.end)
         };
         if let Some(hit) = aimed.pages.iter().find_map(hit) {
             return Canary::Changed(Some(hit.at.start));
@@ -327,7 +327,7 @@ impl<'a> Gatherer<'a> {
     /// tell.
     fn landed(&self, vm: &Vm, pa: u64, accesses: u64) -> Option<Vec<u64>> {
         let nonce = vm.guest.nonce()?;
-        let at: Vec<u64> = (0..accesses).map(|index| pa + 4 * index).collect();
+        let at: Vec<u64> = (0..accesses).map(|index| pa.saturating_add(4 * index)).collect();
         match self.ram?.words(&at) {
             Ok(words) => {
                 let theirs =
