@@ -11,6 +11,8 @@ use crate::{console, edu, gic};
 const COUNTED: usize = 320;
 const REMEMBERED: usize = 64;
 const DEVICES: usize = 16;
+/// No INTID.
+const NONE: u32 = u32::MAX;
 
 static COUNTS: [[AtomicU32; COUNTED]; MAX_CPUS] =
     [const { [const { AtomicU32::new(0) }; COUNTED] }; MAX_CPUS];
@@ -25,11 +27,11 @@ struct Device {
 }
 
 static DEVICE: [Device; DEVICES] = [const {
-    Device { intid: AtomicU32::new(0), bar: AtomicU64::new(0), raised: AtomicU32::new(0) }
+    Device { intid: AtomicU32::new(NONE), bar: AtomicU64::new(0), raised: AtomicU32::new(0) }
 }; DEVICES];
 
 /// The console's INTID, once it is connected.
-static CONSOLE: AtomicU32 = AtomicU32::new(u32::MAX);
+static CONSOLE: AtomicU32 = AtomicU32::new(NONE);
 
 /// Lets the console's interrupts reach this CPU, and the handler silence them.
 pub fn connect_console(intid: u32) {
@@ -49,7 +51,7 @@ impl Source {
     ///
     /// If there are too many.
     pub fn add_edu(intid: u32, bar: u64) -> Self {
-        let free = DEVICE.iter().position(|device| device.intid.load(Ordering::Relaxed) == 0);
+        let free = DEVICE.iter().position(|device| device.intid.load(Ordering::Relaxed) == NONE);
         let index = free.expect("too many interrupt sources");
         DEVICE[index].bar.store(bar, Ordering::Relaxed);
         DEVICE[index].intid.store(intid, Ordering::Release);
