@@ -86,8 +86,8 @@ pub fn prepare(
     let modules = Modules::read(&kernel.modules)?
         .load_order(&DRIVERS.into_iter().chain(modules).collect::<Vec<_>>())?;
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    let disks =
-        Disk::create(folder).with_context(|| format!("{}: disk images", folder.display()))?;
+    let disks = Disk::create(folder, disk::HALF)
+        .with_context(|| format!("{}: disk images", folder.display()))?;
     let initrd = folder.join("initrd.cpio");
     let archive = initramfs(busybox, modules, &disks, extra).archive()?;
     fs::write(&initrd, archive).with_context(|| initrd.display().to_string())?;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-/// Bytes in each half of a disk.
-pub const HALF: u64 = 16 << 20;
+/// Bytes in each half of the guest's disks.
+pub(super) const HALF: u64 = 16 << 20;
 
 /// What a disk is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,19 +36,19 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Writes the guest's two disks to `folder`, as they are before the first boot.
-    pub fn create(folder: &Path) -> io::Result<[Self; 2]> {
+    /// Writes the guest's two disks to `folder`, each of two halves, as they are before the first boot.
+    pub(super) fn create(folder: &Path, half: u64) -> io::Result<[Self; 2]> {
         let [nvme, virtio] = [
             ("nvme0n1", Bus::Nvme, "portcullis-nvme", "nvme.img", 1),
             ("vda", Bus::VirtioBlk, "portcullis-virtio", "virtio.img", 2),
         ];
         let create = |(name, bus, serial, file, seed)| {
             let image = folder.join(file);
-            let digest = write_image(&image, seed, HALF)?;
-            // The guest copies each first half to the other disk's second half; the caller below crosses these.
-            io::Result::Ok(Self { name, bus, serial, image, half: HALF, digests: [digest, digest] })
+            let digest = write_image(&image, seed, half)?;
+            io::Result::Ok(Self { name, bus, serial, image, half, digests: [digest, digest] })
         };
         let [mut nvme, mut virtio] = [create(nvme)?, create(virtio)?];
+        // The guest copies each first half to the other disk's second half.
         std::mem::swap(&mut nvme.digests[1], &mut virtio.digests[1]);
         Ok([nvme, virtio])
     }
@@ -141,20 +141,7 @@ mod tests {
 
     /// Two small disks after a guest has done its work.
     fn written(folder: &Path) -> [Disk; 2] {
-        let disk = |name, seed| {
-            let image = folder.join(name);
-            let digest = write_image(&image, seed, 4096).unwrap();
-            Disk {
-                name,
-                bus: Bus::Nvme,
-                serial: name,
-                image,
-                half: 4096,
-                digests: [digest, digest],
-            }
-        };
-        let [mut a, mut b] = [disk("a", 1), disk("b", 2)];
-        std::mem::swap(&mut a.digests[1], &mut b.digests[1]);
+        let [a, b] = Disk::create(folder, 4096).unwrap();
         let [mut left, mut right] = [&a, &b].map(|disk| fs::read(&disk.image).unwrap());
         left.splice(4096.., right[..4096].to_vec());
         right.splice(4096.., left[..4096].to_vec());
@@ -181,7 +168,7 @@ mod tests {
     #[test]
     fn serial_numbers_fit_the_devices() {
         let folder = tempfile::tempdir().unwrap();
-        let disks = Disk::create(folder.path()).unwrap();
+        let disks = Disk::create(folder.path(), 4096).unwrap();
         assert!(disks.iter().all(|disk| disk.serial.len() <= 20));
         assert_eq!(disks[0].digests[0], disks[1].digests[1]);
         assert_eq!(disks[1].digests[0], disks[0].digests[1]);

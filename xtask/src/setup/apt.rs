@@ -221,11 +221,15 @@ fn sources(archive: &Archive) -> String {
 /// hold hooks. `access` is the system's `apt-config dump Acquire`, of which only [`ACCESS`] is kept.
 fn configuration(folder: &Path, architecture: &str, access: &str) -> String {
     let folder = folder.display();
-    let mut text: String = access
+    // A mirror that does not answer is given up on within two minutes, unless the system's apt says otherwise.
+    let mut text =
+        "Acquire::Retries \"1\";\nAcquire::http::Timeout \"20\";\nAcquire::https::Timeout \"20\";\n".to_owned();
+    let access: String = access
         .lines()
         .filter(|line| ACCESS.iter().any(|name| line.starts_with(name)))
         .map(|line| format!("{line}\n"))
         .collect();
+    text += &access;
     text += &format!(
         "Dir::State \"{folder}\";\n\
          Dir::State::status \"{folder}/status\";\n\
@@ -355,6 +359,10 @@ mod tests {
                       Acquire::http::Proxy \"http://proxy.example:3128\";\nAcquire::gpgv::Options \"x\";\n";
         let text = configuration(Path::new("/c"), "arm64", access);
         assert!(text.contains("Acquire::http::Proxy \"http://proxy.example:3128\";\n"));
+        assert!(
+            text.find("Timeout \"20\"").unwrap() < text.find("Proxy").unwrap(),
+            "the system's settings win"
+        );
         assert!(!text.contains("\"x\""));
         assert!(!text.contains("AllowInsecureRepositories \"true\""));
         assert!(text.contains("Dir::Etc::parts \"/dev/null\";"));

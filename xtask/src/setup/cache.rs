@@ -64,7 +64,15 @@ impl Cache {
                         .into(),
                     how: "set PORTCULLIS_CACHE to a folder of yours".into(),
                 })?;
-        Ok(Self { root, progress: Progress::new(options.quiet) })
+        let root = std::path::absolute(&root).unwrap_or(root);
+        let cache = Self { root, progress: Progress::new(options.quiet) };
+        // The loader's search path and apt's configuration have no way to quote these.
+        if cache.root.to_str().is_none_or(|path| path.contains([':', '"', '\\', '\n'])) {
+            return Err(
+                cache.unusable(&"its path has a character that apt or the loader cannot take")
+            );
+        }
+        Ok(cache)
     }
 
     /// The folder itself.
@@ -180,7 +188,7 @@ impl Cache {
         Missing {
             what: format!("the cache folder {}", self.root.display()),
             why: error.to_string(),
-            how: "make the folder writable and see that its disk has room, or set PORTCULLIS_CACHE to another one"
+            how: "see that the folder is writable and its disk has room, or set PORTCULLIS_CACHE to another one"
                 .into(),
         }
     }
@@ -255,6 +263,16 @@ mod tests {
         };
         assert_eq!(folder(None, home), Some("/home/u/.cache/portcullis".into()));
         assert_eq!(folder(None, |_| None), None);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_quoted_is_refused() {
+        let open =
+            |path: &str| Cache::open(&Options { cache: Some(path.into()), ..Options::default() });
+        assert!(open("/a:b").unwrap_err().why.contains("character"));
+        assert!(open("/a\"b").is_err());
+        assert_eq!(open("/a b/../c").unwrap().root(), Path::new("/a b/../c"));
+        assert!(open("relative").unwrap().root().is_absolute());
     }
 
     #[test]

@@ -25,17 +25,20 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The lines that tell why a command failed, in one line.
+    /// Why a command failed, in one line: the first things it marked as errors, else the last it said.
     pub fn reason(&self) -> String {
         let lines = || self.errors.lines().chain(self.output.lines()).map(str::trim);
-        let marked: Vec<_> = lines()
-            .filter(|line| ["E:", "W:", "Err:", "error:"].iter().any(|mark| line.starts_with(mark)))
-            .take(4)
+        let marked = ["E: ", "error: ", "dpkg-deb: error: "];
+        let errors: Vec<_> = lines()
+            .filter_map(|line| marked.iter().find_map(|mark| line.strip_prefix(mark)))
+            // apt's summary of what it has said before.
+            .filter(|line| !line.starts_with("Some index files failed"))
+            .take(2)
             .collect();
-        if !marked.is_empty() {
-            return marked.join(" / ");
+        if !errors.is_empty() {
+            return errors.join("; ");
         }
-        let last = |text: &'_ str| {
+        let last = |text: &str| {
             text.lines().map(str::trim).rfind(|line| !line.is_empty()).map(String::from)
         };
         last(&self.errors)
@@ -122,8 +125,8 @@ mod tests {
 
     #[test]
     fn the_reason_is_what_the_command_marked_as_such() {
-        let text = "Get:1 x\nE: The repository is not signed.\nN: See apt-secure(8).\n";
-        assert_eq!(outcome(text).reason(), "E: The repository is not signed.");
+        let text = "Get:1 x\nE: The repository is not signed.\nE: Some index files failed to download.\nN: See.\n";
+        assert_eq!(outcome(text).reason(), "The repository is not signed.");
         assert_eq!(outcome("first\nlast\n\n").reason(), "last");
         assert_eq!(outcome("").reason(), "Reading package lists...");
     }

@@ -20,7 +20,7 @@ pub const OLDEST: Version = Version(8, 1, 0);
 
 const MISSING: Wanted = Wanted {
     what: "QEMU >= 9.1 (qemu-system-aarch64)",
-    how: "give a QEMU of your own with --qemu BIN, put one on PATH, or name a Debian mirror with --mirror URL",
+    how: "give a QEMU of your own with --qemu BIN, put one on PATH, or on Debian name another mirror with --mirror URL",
 };
 
 /// What is fetched: the program, and ROMs for the network cards that have one.
@@ -237,16 +237,16 @@ fn unmet(root: &Path, program: &Path) -> Result<Vec<String>, String> {
 
 /// What `ldd` says is missing: libraries, and symbol versions that an older library lacks.
 fn parse_ldd(output: &str, errors: &str) -> Vec<String> {
-    let mut unmet: Vec<String> = output
-        .lines()
-        .filter_map(|line| line.trim().strip_suffix("=> not found"))
-        .map(|library| format!("{} is not found", library.trim()))
-        .collect();
-    let versions = errors
-        .lines()
-        .chain(output.lines())
-        .filter(|line| line.ends_with("not found") && line.contains("version `"));
-    unmet.extend(versions.map(|line| line.trim().to_owned()));
+    let library =
+        |line: &str| Some(format!("{} is not found", line.trim().strip_suffix(" => not found")?));
+    let version = |line: &str| {
+        let (before, after) = line.split_once(": version `")?;
+        let (version, _) = after.split_once("' not found")?;
+        let file = before.rsplit(": ").next().unwrap_or(before);
+        Some(format!("this system's {file} is too old: it has no {version}"))
+    };
+    let mut unmet: Vec<String> = output.lines().filter_map(library).collect();
+    unmet.extend(errors.lines().chain(output.lines()).filter_map(version));
     unmet.sort();
     unmet.dedup();
     unmet
@@ -316,12 +316,15 @@ mod tests {
     fn ldd_names_what_is_missing() {
         let output = "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibfdt.so.1 => not found\n\
                       \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        let errors = "qemu: /lib/libc.so.6: version `GLIBC_2.38' not found (required by qemu)\n\
-                      qemu: /lib/libc.so.6: version `GLIBC_2.38' not found\n";
+        let errors = "/c/qemu: /lib/libc.so.6: version `GLIBC_2.38' not found (required by /c/qemu)\n\
+                      /c/qemu: /lib/libc.so.6: version `GLIBC_2.38' not found (required by /c/libfdt.so.1)\n";
         let unmet = parse_ldd(output, errors);
         assert_eq!(
             unmet,
-            ["libfdt.so.1 is not found", "qemu: /lib/libc.so.6: version `GLIBC_2.38' not found"]
+            [
+                "libfdt.so.1 is not found",
+                "this system's /lib/libc.so.6 is too old: it has no GLIBC_2.38"
+            ]
         );
         assert!(parse_ldd("\tstatically linked\n", "").is_empty());
     }
