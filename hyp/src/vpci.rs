@@ -15,6 +15,8 @@
 mod capability;
 mod function;
 mod slots;
+#[cfg(test)]
+mod tests;
 mod window;
 
 use core::fmt;

@@ -455,11 +455,9 @@ impl World {
         if fake.config[4] & 3 != 0 && fake.config[0x10..0x28] != old[0x10..0x28] {
             self.blame(format!("a BAR of {index} moved while it decoded"));
         }
-        if let Some(power) = fake.power.map(usize::from) {
-            if old[power + 4] & 3 == 3 && fake.config[power + 4] & 3 == 0 && old[power + 4] & 8 == 0
-            {
-                fake.reset();
-            }
+        let awoken = |power: usize| old[power + 4] & 0xb == 3 && fake.config[power + 4] & 3 == 0;
+        if fake.power.map(usize::from).is_some_and(awoken) {
+            fake.reset();
         }
         if fake.is_bridge() && old[0x3e] & 0x40 == 0 && fake.config[0x3e] & 0x40 != 0 {
             for fake in fakes.iter_mut().filter(|fake| fake.parent == Some(index)) {
