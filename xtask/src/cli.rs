@@ -7,6 +7,8 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::exit::{Exit, bad_input};
+use crate::request::Request;
+use crate::run;
 
 /// Portcullis: set up what is missing, build, boot in QEMU, judge.
 #[derive(Debug, Parser)]
@@ -179,6 +181,19 @@ pub enum LogLevel {
     Trace,
 }
 
+impl LogLevel {
+    /// Its name on EL2's command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
 /// `cargo xtask test`.
 #[derive(Args, Clone, Debug)]
 pub struct TestArgs {
@@ -271,7 +286,11 @@ impl Command {
     /// Whatever kept it from reaching a result; [`Exit::of`] tells the exit code.
     pub fn execute(self) -> Result<Exit> {
         match self {
-            Self::Qemu(_) => Err(bad_input("`qemu` is not there yet")),
+            Self::Qemu(args) => {
+                let outcome = run::run(&Request::new(&args)?)?;
+                println!("{}", outcome.verdict);
+                Ok(outcome.exit)
+            }
             Self::Test(_) => Err(bad_input("`test` is not there yet")),
             Self::Soak(args) => Err(nothing_named("soak", args.name.as_deref())),
             Self::Bench(_) => Err(bad_input(

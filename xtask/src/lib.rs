@@ -7,6 +7,7 @@
 //! and the `evidence` crate judges.
 #![forbid(unsafe_code)]
 
+pub mod builtin;
 pub mod bundle;
 pub mod catalog;
 pub mod cli;
@@ -18,7 +19,9 @@ pub mod linux;
 pub mod machine;
 pub mod manifest;
 pub mod plan;
+pub mod prepare;
 pub mod request;
+pub mod run;
 pub mod setup;
 pub mod size;
 pub mod slots;

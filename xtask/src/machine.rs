@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use crate::catalog::{MachineVersion, NESTED_SINCE};
+use crate::catalog::MachineVersion;
 use crate::device::{DeviceArg, escape};
 use crate::size::MIB;
 
@@ -53,8 +53,8 @@ pub struct Boot {
 pub struct Machine {
     /// The version of `virt`; QEMU's newest without one.
     pub version: Option<MachineVersion>,
-    /// The SMMU.
-    pub stages: Stages,
+    /// The SMMU, where it is a choice; newer machines always have both stages.
+    pub stages: Option<Stages>,
     /// The CPU model.
     pub cpu: String,
     /// How many CPUs.
@@ -93,8 +93,8 @@ impl Machine {
         arguments.flags(&["-no-user-config", "-nodefaults"]);
         arguments.option("-display", "none");
         arguments.option("-machine", self.machine());
-        if self.version.is_some_and(|version| version < NESTED_SINCE) {
-            let stage = match self.stages {
+        if let Some(stages) = self.stages {
+            let stage = match stages {
                 Stages::Nested => "nested",
                 Stages::Two => "2",
                 Stages::One => "1",
@@ -183,7 +183,7 @@ mod tests {
     fn machine() -> Machine {
         Machine {
             version: None,
-            stages: Stages::Nested,
+            stages: None,
             cpu: DEFAULT_CPU.into(),
             cpus: 2,
             memory: 256 * MIB,
@@ -226,7 +226,7 @@ mod tests {
     fn choices_show() {
         let mut chosen = Machine {
             version: Some(MachineVersion(9, 1)),
-            stages: Stages::Two,
+            stages: Some(Stages::Two),
             its: false,
             icount: true,
             gdb: true,

@@ -1,0 +1,341 @@
+//! Everything a run needs, made ready: QEMU, images, the bundle, and what the host knows before anything starts.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use smmu::addr::StreamId;
+use tempfile::TempDir;
+
+use crate::builtin;
+use crate::bundle::{self, Payload};
+use crate::catalog::{Catalog, MachineVersion, NESTED_SINCE};
+use crate::exit::bad_input;
+use crate::image::{self, Package};
+use crate::kernel::Kernel;
+use crate::linux;
+use crate::machine::{Boot, IMAGE_BASE, Machine, RAM_BASE, Stages, Wires};
+use crate::plan::{self, Plan};
+use crate::request::Request;
+use crate::setup::{self, Qemu};
+use crate::size::MIB;
+use crate::vm::{Content, ROGUE};
+
+/// What EL2 keeps for its tables at the top of RAM.
+const HYPERVISOR_TABLES: u64 = 8 * MIB;
+/// The first QEMU whose SMMU has both stages.
+const NESTED_QEMU: (u32, u32) = (9, 1);
+
+/// A run that can start.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The program.
+    pub qemu: Qemu,
+    /// Its machine.
+    pub machine: Machine,
+    /// What the verdict has to know of it.
+    pub facts: evidence::Machine,
+    /// The disks of the Linux guest, which are judged after the run.
+    pub disks: Vec<linux::Disk>,
+    /// Bytes of the `smmu` crate's code in the hypervisor.
+    pub smmu_text: Option<u64>,
+    /// Where everything is that the run needs or leaves, until this is dropped.
+    pub folder: TempDir,
+}
+
+/// What a VM boots, and what the verdict has to know of it.
+struct Loaded {
+    payload: Payload,
+    guest: evidence::machine::Guest,
+    disks: Vec<linux::Disk>,
+    expect: Vec<String>,
+}
+
+/// Prepares `request`: fetches what is missing, builds what has changed.
+///
+/// # Errors
+///
+/// A missing prerequisite, bad input that only QEMU could tell, or an image that does not build.
+pub fn prepare(request: &Request) -> Result<Prepared> {
+    let qemu = setup::ensure_qemu(&request.setup, request.qemu.as_deref())?;
+    let catalog = Catalog::ask(&qemu)?;
+    let stages = stages(request, &qemu)?;
+    check_choices(request, &catalog)?;
+    let plan = plan::plan(request.vms.clone(), &request.devices, &catalog)?;
+    let folder = tempfile::Builder::new()
+        .prefix("portcullis-")
+        .tempdir()
+        .context("making a temporary folder")?;
+    let target = setup::ensure_rust_target(&request.setup)?;
+
+    // Natively one guest has the machine to itself: guest 0, and of the demonstration the one that attacks.
+    let booted: Vec<usize> = match (request.native, request.demonstration) {
+        (false, _) => (0..plan.vms.len()).collect(),
+        (true, true) => vec![plan.vms.len() - 1],
+        (true, false) => vec![0],
+    };
+    let is_built_in =
+        |&index: &usize| matches!(plan.vms[index].vm.content, Content::BuiltIn { .. });
+    let guest_image = match booted.iter().any(is_built_in) {
+        true => Some(image::build(Package::Guest, &target, request.setup.quiet)?),
+        false => None,
+    };
+    let guest_image = guest_image
+        .map(|image| std::fs::read(image.flat))
+        .transpose()
+        .context("reading the guest")?;
+
+    let guests_memory = plan.vms.iter().map(|owner| owner.vm.memory.value).sum();
+    let mut loaded = Vec::new();
+    for &index in &booted {
+        let one = load(request, &plan, index, guest_image.as_deref(), folder.path(), |bundle| {
+            Machine::memory_for(guests_memory, bundle)
+        })?;
+        one.payload.check_fits(&plan.vms[index])?;
+        loaded.push(one);
+    }
+
+    let bundle_size = loaded.iter().map(|one| payload_size(&one.payload)).sum();
+    let memory = Machine::memory_for(guests_memory, bundle_size);
+    let (boot, hypervisor) = if request.native {
+        (native_boot(&loaded, folder.path())?, None)
+    } else {
+        let hypervisor = image::build(Package::Hypervisor, &target, request.setup.quiet)?;
+        let payloads: Vec<Payload> = loaded.iter().map(|one| one.payload.clone()).collect();
+        let bundle = write(folder.path(), "bundle.fit", &bundle::write(&plan.vms, &payloads)?)?;
+        let append =
+            request.log_level.map(|level| format!("log={}", level.name())).unwrap_or_default();
+        (Boot { kernel: hypervisor.flat.clone(), initrd: Some(bundle), append }, Some(hypervisor))
+    };
+
+    let facts = facts(request, &plan, &booted, &loaded, memory, hypervisor.as_ref());
+    let disks: Vec<linux::Disk> = loaded.into_iter().flat_map(|one| one.disks).collect();
+    let machine = Machine {
+        version: request.version,
+        stages,
+        cpu: request.cpu.clone(),
+        cpus: plan.cpus,
+        memory,
+        memory_file: folder.path().join("ram"),
+        its: request.its,
+        icount: request.icount,
+        gdb: request.gdb,
+        devices: devices(&plan, &disks),
+        backends: backends(request, &disks),
+        extra: request.extra.clone(),
+        boot,
+        wires: Wires { report: (!request.native).then(|| folder.path().join("report")) },
+    };
+    Ok(Prepared {
+        qemu,
+        machine,
+        facts,
+        disks,
+        smmu_text: hypervisor.map(|image| image.smmu_text),
+        folder,
+    })
+}
+
+/// The SMMU's stages where they are a choice; `None` where the machine always has both.
+fn stages(request: &Request, qemu: &Qemu) -> Result<Option<Stages>> {
+    let release = (qemu.version.0, qemu.version.1);
+    let version = request.version.unwrap_or(MachineVersion(release.0, release.1));
+    if version >= NESTED_SINCE {
+        return Ok(None);
+    }
+    if release >= NESTED_QEMU {
+        return Ok(Some(request.stages.unwrap_or(Stages::Nested)));
+    }
+    match request.stages {
+        Some(Stages::Nested) => Err(bad_input(format!(
+            "--smmu-stage nested: the SMMU of QEMU {} has one stage: use --smmu-stage 2, or a QEMU from {}.{} on",
+            qemu.version, NESTED_QEMU.0, NESTED_QEMU.1
+        ))),
+        Some(stages) => Ok(Some(stages)),
+        None => {
+            eprintln!(
+                "The SMMU of QEMU {} has one stage: this run has stage 2 only.",
+                qemu.version
+            );
+            Ok(Some(Stages::Two))
+        }
+    }
+}
+
+fn check_choices(request: &Request, catalog: &Catalog) -> Result<()> {
+    if let Some(version) = request.version.filter(|version| !catalog.has_machine(*version)) {
+        return Err(bad_input(format!(
+            "--machine-version {version}: this QEMU has no virt-{version}: see the output of its -machine help"
+        )));
+    }
+    let model = request.cpu.split(',').next().unwrap_or_default();
+    if !catalog.has_cpu(model) {
+        return Err(bad_input(format!(
+            "--cpu {model}: this QEMU has no such model: see the output of its -cpu help"
+        )));
+    }
+    Ok(())
+}
+
+/// Reads or makes what one VM boots. `memory_for` says how large the machine is for a bundle of so many bytes.
+fn load(
+    request: &Request,
+    plan: &Plan,
+    index: usize,
+    guest_image: Option<&[u8]>,
+    folder: &Path,
+    memory_for: impl Fn(u64) -> u64,
+) -> Result<Loaded> {
+    let vm = &plan.vms[index].vm;
+    let mut expect = vm.expect.clone();
+    match &vm.content {
+        Content::BuiltIn { role, append } => {
+            let image = guest_image.ok_or_else(|| anyhow!("the guest image was not built"))?;
+            let kernel =
+                Kernel::parse(image).map_err(|error| anyhow!("the guest image: {error}"))?;
+            let nonce = (role == ROGUE).then(|| builtin::nonce(request.icount));
+            let targets = builtin::targets(vm.memory.value, memory_for(0));
+            let append = builtin::bootargs(role, append, nonce, &targets);
+            Ok(Loaded {
+                payload: Payload { kernel, initrd: None, append },
+                guest: evidence::machine::Guest::BuiltIn { role: role.clone(), nonce },
+                disks: Vec::new(),
+                expect,
+            })
+        }
+        Content::Kernel { kernel, initrd, append } => Ok(Loaded {
+            payload: Payload {
+                kernel: kernel.clone(),
+                initrd: initrd.clone(),
+                append: append.clone(),
+            },
+            guest: evidence::machine::Guest::Other,
+            disks: Vec::new(),
+            expect,
+        }),
+        Content::Linux { flavor, append, extra } => {
+            let folder = folder.join(vm.name.value.as_str());
+            let guest = linux::prepare(&folder, *flavor, extra, &request.setup)?;
+            let image =
+                std::fs::read(&guest.kernel).with_context(|| guest.kernel.display().to_string())?;
+            let kernel = Kernel::parse(&image)
+                .map_err(|error| anyhow!("{}: {error}", guest.kernel.display()))?;
+            let initrd =
+                std::fs::read(&guest.initrd).with_context(|| guest.initrd.display().to_string())?;
+            let append = format!("{} {append}", guest.append).trim_end().to_owned();
+            expect.extend(guest.expect);
+            Ok(Loaded {
+                payload: Payload { kernel, initrd: Some(initrd), append },
+                guest: evidence::machine::Guest::Linux,
+                disks: guest.disks,
+                expect,
+            })
+        }
+    }
+}
+
+fn payload_size(payload: &Payload) -> u64 {
+    (payload.kernel.bytes.len() + payload.initrd.as_ref().map_or(0, Vec::len)) as u64
+}
+
+/// Natively QEMU is the boot loader.
+fn native_boot(loaded: &[Loaded], folder: &Path) -> Result<Boot> {
+    let payload = &loaded.first().ok_or_else(|| anyhow!("there is no guest to boot"))?.payload;
+    let initrd =
+        payload.initrd.as_ref().map(|initrd| write(folder, "initrd", initrd)).transpose()?;
+    Ok(Boot {
+        kernel: write(folder, "kernel", &payload.kernel.bytes)?,
+        initrd,
+        append: payload.append.clone(),
+    })
+}
+
+fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+    let path = folder.join(name);
+    std::fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}
+
+/// The devices in the order of QEMU's command line; a disk's device gets the serial number that its guest knows it by.
+fn devices(plan: &Plan, disks: &[linux::Disk]) -> Vec<crate::device::DeviceArg> {
+    let on_pci = plan.devices.iter().map(|placed| {
+        let mut device = placed.device.clone();
+        let disk =
+            disks.iter().find(|disk| device.get("drive") == Some(plan::disk_device(disk.bus).1));
+        if let Some(disk) = disk {
+            device.set("serial", disk.serial);
+        }
+        device
+    });
+    on_pci.chain(plan.others.iter().cloned()).collect()
+}
+
+fn backends(request: &Request, disks: &[linux::Disk]) -> Vec<(&'static str, String)> {
+    let disk = |disk: &linux::Disk| {
+        let file = crate::device::escape(&disk.image.to_string_lossy());
+        let node = plan::disk_device(disk.bus).1;
+        ("-blockdev", format!("driver=raw,node-name={node},file.driver=file,file.filename={file}"))
+    };
+    disks.iter().map(disk).chain(request.backends.iter().cloned()).collect()
+}
+
+/// What is known of the run before it starts, for the verdict.
+fn facts(
+    request: &Request,
+    plan: &Plan,
+    booted: &[usize],
+    loaded: &[Loaded],
+    memory: u64,
+    hypervisor: Option<&image::Image>,
+) -> evidence::Machine {
+    let mut regions = evidence::Machine::virt_regions();
+    let mut hypervisors = |base, size| {
+        regions.push(evidence::machine::Region { name: "hypervisor".into(), base, size });
+    };
+    if let Some(image) = hypervisor {
+        hypervisors(IMAGE_BASE, image.memory.next_multiple_of(4096));
+    }
+    hypervisors(RAM_BASE + memory - HYPERVISOR_TABLES, HYPERVISOR_TABLES);
+
+    let name = |index: usize| plan.vms[index].vm.name.value.to_string();
+    let vms = booted.iter().zip(loaded).map(|(&index, one)| evidence::machine::Vm {
+        name: name(index),
+        guest: one.guest.clone(),
+        expect: one.expect.clone(),
+        may_be_cut_off: may_be_cut_off(request, &name(index), index),
+    });
+    let devices = plan.devices.iter().filter_map(|placed| {
+        // Natively everything is the one guest's.
+        let owner = if request.native { *booted.first()? } else { placed.owner? };
+        let disks = loaded.iter().flat_map(|one| &one.disks);
+        let disk = disks
+            .into_iter()
+            .find(|disk| placed.device.get("drive") == Some(plan::disk_device(disk.bus).1));
+        Some(evidence::machine::Device {
+            sid: StreamId(placed.bdf.requester_id().into()),
+            address: placed.bdf.to_string(),
+            // On the root bus a function is where the guest sees it.
+            guest_address: placed.bdf.to_string(),
+            label: placed.device.driver.trim_end_matches("-pci").into(),
+            vm: Some(name(owner)),
+            disk: disk.map(|disk| disk.name.into()),
+        })
+    });
+    evidence::Machine {
+        native: request.native,
+        ram: (RAM_BASE, memory),
+        regions,
+        vms: vms.collect(),
+        devices: devices.collect(),
+    }
+}
+
+/// Whether a VM may end without its last words: the operator ends it, or the end of guest 0 does. Only the
+/// demonstration is made such that everybody comes to an end.
+fn may_be_cut_off(request: &Request, name: &str, index: usize) -> bool {
+    use platform::operator::Command::{Kill, Off, Report, Restart};
+    let ended_by_operator = request.actions.iter().any(|action| match &action.command {
+        Kill(vm) | Off(vm) | Restart(vm) => vm.as_str() == name,
+        Report => false,
+    });
+    ended_by_operator || request.interactive || (index > 0 && !request.demonstration)
+}
