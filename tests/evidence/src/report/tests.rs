@@ -165,11 +165,17 @@ fn a_report_that_stops_is_no_report() {
 }
 
 #[test]
-fn a_lost_record_is_noticed() {
+fn a_lost_or_surplus_record_is_noticed() {
     let mut collector = Collector::new();
     collector.line(&framed(&Record::Begin { version: 1 }));
     collector.line(&framed(&Record::End { records: 3 }));
     assert_eq!(error(&collector), Error::Count { said: 3, came: 2 });
+
+    let mut collector = Collector::new();
+    collector.line(&framed(&Record::Begin { version: 1 }));
+    collector.line(&framed(&records()[10]));
+    collector.line(&framed(&Record::End { records: 2 }));
+    assert_eq!(error(&collector), Error::Count { said: 2, came: 3 });
 }
 
 #[test]

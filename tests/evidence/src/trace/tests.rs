@@ -94,15 +94,17 @@ fn other_versions_of_the_format_are_read() {
 #[test]
 fn the_address_of_an_event_is_the_last_one_of_its_function() {
     let trace = read(
-        "smmuv3-iommu-memory-region-16-1 translation failed for iova=0x1000 (SMMU_EVT_F_TRANSLATION)\n\
+        "smmuv3-iommu-memory-region-16-1 translation failed for iova=0x9000 (SMMU_EVT_F_TRANSLATION)\n\
+         smmuv3-iommu-memory-region-16-1 translation failed for iova=0x1000 (SMMU_EVT_F_TRANSLATION)\n\
          smmuv3-iommu-memory-region-24-2 translation failed for iova=0x2000 (SMMU_EVT_F_TRANSLATION)\n\
          smmuv3_record_event SMMU_EVT_F_TRANSLATION sid=0x10\n\
          smmuv3_record_event SMMU_EVT_F_TRANSLATION sid=0x18\n\
          smmuv3-iommu-memory-region-16-1 translation failed for iova=0x3000 (SMMU_EVT_F_PERMISSION)\n\
-         smmuv3_record_event SMMU_EVT_F_TRANSLATION sid=0x10\n",
+         smmuv3_record_event SMMU_EVT_F_ACCESS sid=0x10\n",
     );
+    // The first message found no event, because nobody listened then.
     assert_eq!(trace.streams()[&A].epochs[&0].refused, BTreeMap::from([(1, 1)]));
-    assert_eq!(trace.streams()[&A].epochs[&0].events["F_TRANSLATION"], 2);
+    assert_eq!(trace.streams()[&A].epochs[&0].recorded(), 2);
     assert_eq!(trace.streams()[&B].epochs[&0].refused, BTreeMap::from([(2, 1)]));
 }
 
@@ -143,6 +145,8 @@ fn a_torn_line_is_noticed() {
 fn gbpa_without_update_is_ignored() {
     let trace = read("smmuv3_write_mmio addr: 0x44 val:0x100000 size: 0x4(0)\n");
     assert!(!trace.abort_was_set());
+    let trace = read("smmuv3_write_mmio addr: 0x44 val:0x80001000 size: 0x4(0)\n");
+    assert_eq!((trace.abort_was_set(), trace.abort_cleared()), (false, 0));
     let trace = read(
         "smmuv3_write_mmio addr: 0x44 val:0x80100000 size: 0x4(0)\n\
          smmuv3_write_mmio addr: 0x44 val:0x0 size: 0x4(0)\n\

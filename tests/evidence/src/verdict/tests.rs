@@ -419,6 +419,38 @@ mod late {
     }
 
     #[test]
+    fn a_silenced_stream_counts_no_more_than_there_was() {
+        let mut run = Run::good();
+        run.rogue().stopped_after_teardown.silenced = true;
+        run.rogue().stopped_after_teardown.count = 2;
+        run.fails("EL2 counts 2 late accesses of 00:02.0 edu, QEMU 1");
+    }
+
+    #[test]
+    fn memory_cannot_tell_where_the_guest_wrote_before() {
+        let mut run = Run::good();
+        let late = format!("address={LATE:#x} accesses=1");
+        run.say(&late, "address=0x40007000 accesses=1");
+        run.trace
+            .iter_mut()
+            .for_each(|line| *line = line.replace("iova=0x40006000 ", "iova=0x40007000 "));
+        run.rogue().stopped_after_teardown.first = Some(Hex(0x4000_7000));
+        let verdict = run.judge();
+        assert_eq!(verdict.findings, [""; 0]);
+        assert!(
+            verdict.table().contains("late write 0x40007000        0        1  -"),
+            "{verdict}"
+        );
+    }
+
+    #[test]
+    fn what_is_stopped_late_is_not_what_was_tried() {
+        let mut run = Run::good();
+        run.trace.push(aborted(ROGUE, SMMU));
+        run.fails("rogue armed 00:02.0 edu for 1 late accesses, QEMU stopped 2");
+    }
+
+    #[test]
     fn another_address_or_direction_fails() {
         let mut run = Run::good();
         run.rogue().stopped_after_teardown.first = Some(Hex(LATE + 4));
@@ -516,6 +548,17 @@ mod linux {
         assert_eq!(verdict.findings, [""; 0]);
         let row = "00:01.0 nvme  victim  its driver's DMA             2        0  ok";
         assert!(verdict.table().contains(row), "{verdict}");
+    }
+
+    #[test]
+    fn what_is_stopped_before_the_owner_starts_is_not_late() {
+        let mut run = run();
+        run.insert("cfgi_ste streamid= 0x8", 0, vec![aborted(VICTIM, RAM)]);
+        let verdict = run.judge();
+        assert_eq!(verdict.findings, [""; 0]);
+        let row = "00:01.0 nvme  victim  its driver's DMA             2        1  ok";
+        assert!(verdict.table().contains(row), "{verdict}");
+        assert!(!verdict.table().contains("00:01.0 nvme  (dead)"), "{verdict}");
     }
 
     #[test]
