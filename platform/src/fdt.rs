@@ -122,10 +122,15 @@ impl<'a> Tree<'a> {
         at
     }
 
-    /// Returns the offset after the property at `at`.
-    fn after_property(self, at: usize) -> usize {
-        let value = at + 3 * CELL;
-        (value + self.cell(at + CELL) as usize).next_multiple_of(CELL)
+    /// Returns the property whose token is at `at`, as the offsets of its name and of its value, and the value's
+    /// length.
+    fn property(self, at: usize) -> Option<(usize, usize, usize)> {
+        let header: &[u8; 3 * CELL] = self.blob.get(at..)?.first_chunk()?;
+        let [token, length, name] = [0, 1, 2].map(|index| {
+            let cell = &header.as_chunks::<CELL>().0[index];
+            u32::from_be_bytes(*cell)
+        });
+        (token == PROPERTY).then_some((name as usize, at + 3 * CELL, length as usize))
     }
 
     /// Returns the offset after the name at `at`.
@@ -172,16 +177,15 @@ impl<'a> Node<'a> {
 
     /// Returns the children.
     pub(crate) fn children(self) -> Children<'a> {
-        let mut properties = self.properties();
-        properties.by_ref().for_each(drop);
-        Children { tree: self.tree, at: properties.at }
+        self.properties().children()
     }
 
     /// Returns the first child with this name; without unit address in `name`, any will do.
     pub(crate) fn child(self, name: &str) -> Option<Self> {
         self.children().find(|child| {
-            let candidate = child.name();
-            candidate == name || candidate.split('@').next() == Some(name)
+            let rest = self.tree.blob.get(child.at..);
+            let rest = rest.and_then(|candidate| candidate.strip_prefix(name.as_bytes()));
+            matches!(rest, Some([0 | b'@', ..]))
         })
     }
 }
@@ -219,13 +223,8 @@ impl<'a> Iterator for Properties<'a> {
 
     fn next(&mut self) -> Option<Property<'a>> {
         self.at = self.tree.skip_nops(self.at);
-        if self.tree.cell(self.at) != PROPERTY {
-            return None;
-        }
-        let value = self.at + 3 * CELL;
-        let length = self.tree.cell(self.at + CELL) as usize;
-        let name = self.tree.cell(self.at + 2 * CELL) as usize;
-        self.at = self.tree.after_property(self.at);
+        let (name, value, length) = self.tree.property(self.at)?;
+        self.at = (value + length).next_multiple_of(CELL);
         Some(Property {
             name: self.tree.strings.get(name..)?,
             value: self.tree.blob.get(value..value + length)?,
@@ -233,8 +232,16 @@ impl<'a> Iterator for Properties<'a> {
     }
 }
 
+impl<'a> Properties<'a> {
+    /// Returns the node's children, for which the properties that are left are passed over.
+    pub(crate) fn children(mut self) -> Children<'a> {
+        self.by_ref().for_each(drop);
+        Children { tree: self.tree, at: self.at }
+    }
+}
+
 /// A node's children.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Children<'a> {
     tree: Tree<'a>,
     /// The next child, or the end of the node.
@@ -252,22 +259,22 @@ impl<'a> Iterator for Children<'a> {
         let node = Node { tree: self.tree, at: self.at + CELL };
         let mut depth = 0_u32;
         loop {
-            self.at = match self.tree.cell(self.at) {
+            match self.tree.cell(self.at) {
                 BEGIN_NODE => {
                     depth += 1;
-                    self.tree.after_name(self.at + CELL)
+                    let after_name = self.tree.after_name(self.at + CELL);
+                    self.at = Properties { tree: self.tree, at: after_name }.children().at;
                 }
-                PROPERTY => self.tree.after_property(self.at),
                 END_NODE => {
                     depth -= 1;
-                    self.at + CELL
+                    self.at += CELL;
+                    if depth == 0 {
+                        return Some(node);
+                    }
                 }
-                NOP => self.at + CELL,
+                NOP => self.at += CELL,
                 // A tree that was checked does not end here.
                 _ => return Some(node),
-            };
-            if depth == 0 {
-                return Some(node);
             }
         }
     }

@@ -16,6 +16,8 @@ use crate::pcie::IommuMap;
 const GIC: &str = "GICv3";
 /// The affinity fields of `MPIDR_EL1`.
 const AFFINITY: u64 = 0xff_00ff_ffff;
+/// How many UARTs can have a place in the order: the console, and `serial0` and the following aliases.
+const MAX_SERIAL_ALIASES: usize = 9;
 /// Bytes of one redistributor: the RD and the SGI frame.
 const REDISTRIBUTOR: u64 = 0x2_0000;
 /// Bytes of an SMMUv3: both register pages (IHI 0070, section 6).
@@ -58,14 +60,12 @@ pub fn discover(dtb: &[u8]) -> Result<Machine, Refusal> {
             }
             // Refused before, or read with the GIC.
             Some(Kind::GicV2 | Kind::Its) => {}
-            None if node.value("device_type") == Some(b"memory\0") => {
-                memory(node, &mut found.memory)?;
-            }
+            Some(Kind::Memory) => memory(node, &mut found.memory)?,
             None => {}
         }
         Ok(())
     })?;
-    order.sort(&mut uarts);
+    UartOrder::sort(&mut uarts);
     found.memory.sort_unstable_by_key(|range| range.base);
 
     let missing = |what| tree::at_root(Problem::NoNode(what));
@@ -263,47 +263,46 @@ fn uart(node: &Level<'_, '_>, controller: &Controller) -> Result<Uart, Refusal> 
     Ok(Uart { range: node.registers()?, interrupt: node.interrupt(controller, 0)? })
 }
 
-/// Which UART comes first.
-struct UartOrder<'t> {
-    tree: Tree<'t>,
-    aliases: Option<Node<'t>>,
-    console: Option<Node<'t>>,
-}
+/// Which UART comes first: nodes and their ranks, of which the lowest comes first.
+struct UartOrder<'t>(Vec<(Node<'t>, usize), MAX_SERIAL_ALIASES>);
 
 impl<'t> UartOrder<'t> {
     fn new(tree: Tree<'t>) -> Self {
-        let mut order = Self { tree, aliases: tree.root().child("aliases"), console: None };
-        let stdout = tree.root().child("chosen").and_then(|chosen| chosen.text("stdout-path"));
+        let (mut aliases, mut stdout) = (None, None);
+        for node in tree.root().children() {
+            match node.name() {
+                "aliases" => aliases = Some(node),
+                "chosen" => stdout = node.text("stdout-path"),
+                _ => {}
+            }
+        }
+        let mut order = Self(Vec::new());
         // Options such as the baud rate follow a colon.
-        order.console = stdout.and_then(|path| order.find(path.split(':').next()?));
+        let console = stdout.and_then(|path| path.split(':').next()).and_then(|path| {
+            let path = if path.starts_with('/') { path } else { aliases?.text(path)? };
+            tree.find(path)
+        });
+        order.0.extend(console.map(|console| (console, 0)));
+        for alias in aliases.into_iter().flat_map(Node::properties) {
+            let number = alias.name().strip_prefix("serial");
+            let number = number.and_then(|number| number.parse::<usize>().ok());
+            if let Some(number) = number.filter(|number| *number < MAX_SERIAL_ALIASES - 1)
+                && let Some(node) = fdt::text(alias.value).and_then(|path| tree.find(path))
+            {
+                // A number comes once in a tree; one that does not loses its order, not its UART.
+                let _ = order.0.push((node, number + 1));
+            }
+        }
         order
     }
 
-    /// Follows a path, which may be an alias.
-    fn find(&self, path: &str) -> Option<Node<'t>> {
-        if path.starts_with('/') {
-            self.tree.find(path)
-        } else {
-            self.tree.find(self.aliases?.text(path)?)
-        }
-    }
-
-    /// Ranks a UART: the lowest rank comes first.
     fn rank(&self, node: Node<'t>) -> usize {
-        if self.console == Some(node) {
-            return 0;
-        }
-        let aliases = self.aliases.into_iter().flat_map(Node::properties);
-        let numbers = aliases.filter_map(|alias| {
-            let number: usize = alias.name().strip_prefix("serial")?.parse().ok()?;
-            let target = self.tree.find(fdt::text(alias.value)?)?;
-            (target == node).then_some(number.saturating_add(1))
-        });
-        numbers.min().unwrap_or(usize::MAX)
+        let ranks = self.0.iter().filter(|(ranked, _)| *ranked == node).map(|(_, rank)| *rank);
+        ranks.min().unwrap_or(usize::MAX)
     }
 
     /// Sorts by rank; the tree's order decides between equals.
-    fn sort(&self, uarts: &mut [(usize, Uart)]) {
+    fn sort(uarts: &mut [(usize, Uart)]) {
         for end in 1..uarts.len() {
             let mut at = end;
             while at > 0 && uarts[at - 1].0 > uarts[at].0 {

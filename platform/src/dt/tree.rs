@@ -5,7 +5,7 @@ use smmu::addr::Pa;
 
 use super::refusal::{Path, Problem, Refusal};
 use super::{Interrupt, Phandle, Range, Trigger};
-use crate::fdt::{self, Node, Tree};
+use crate::fdt::{self, Children, Node, Tree};
 
 const MAX_DEPTH: usize = 16;
 pub(super) const PAST_THE_END: &str = "it reaches past the end of the address space";
@@ -16,9 +16,10 @@ pub(super) fn open(bytes: &[u8]) -> Result<Tree<'_>, Refusal> {
     Tree::open(bytes).map_err(|error| at_root(Problem::NotATree(error)))
 }
 
-/// What a node is (`compatible`).
+/// What a node is (`compatible`, or `device_type` for memory).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
+    Memory,
     GicV3,
     GicV2,
     Its,
@@ -67,6 +68,7 @@ pub(super) struct Level<'t, 'p> {
     pub(super) kind: Option<Kind>,
     /// Whether it is usable (`status`).
     pub(super) is_okay: bool,
+    children: Children<'t>,
     parent: Option<&'p Level<'t, 'p>>,
     depth: usize,
 }
@@ -79,14 +81,17 @@ impl<'t> Level<'t, '_> {
 
     fn new<'p>(node: Node<'t>, parent: Option<&'p Level<'t, 'p>>, depth: usize) -> Level<'t, 'p> {
         let (mut kind, mut is_okay) = (None, true);
-        for property in node.properties() {
+        let mut properties = node.properties();
+        for property in properties.by_ref() {
             if property.is("compatible") {
                 kind = Kind::of(property.value);
+            } else if property.is("device_type") && property.value == b"memory\0" {
+                kind = Some(Kind::Memory);
             } else if property.is("status") {
                 is_okay = matches!(property.value, b"okay\0" | b"ok\0");
             }
         }
-        Level { node, kind, is_okay, parent, depth }
+        Level { node, kind, is_okay, children: properties.children(), parent, depth }
     }
 
     /// Blames this node.
@@ -120,7 +125,7 @@ impl<'t> Level<'t, '_> {
         &self,
         visit: &mut dyn FnMut(&Level<'t, '_>) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
-        for node in self.node.children() {
+        for node in self.children {
             let child = Level::new(node, Some(self), self.depth + 1);
             if child.depth > MAX_DEPTH {
                 return Err(self.refuse(Problem::TooDeep));
