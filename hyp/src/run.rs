@@ -94,6 +94,8 @@ impl Running {
         self.with_gic(|_| {});
         vcpu::quiet_timers();
         *self.vm.vcpus[self.index].power.lock() = Power::Off;
+        // The VM's first CPU waits for the others before it goes on with the end of the VM.
+        machine::gic().kick(self.vm.vcpus[0].cpu);
     }
 
     fn handle(&mut self, exit: Exit) -> Flow {
