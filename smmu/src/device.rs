@@ -396,7 +396,7 @@ impl<'a, H: Hardware> Smmu<'a, H> {
                 break;
             }
         }
-        if records > 0 || lost {
+        if records > 0 {
             self.events.acknowledge(&self.hw);
         }
         outcome.map(|()| Drained { records, more: records < waiting })

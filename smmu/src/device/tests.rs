@@ -522,13 +522,6 @@ fn mistakes_of_the_caller_change_nothing() {
     smmu.attach(StreamId(0x11), Some(VM), &mut machine.frames).unwrap();
     assert_eq!(smmu.open_stage2(StreamId(0x11), &two), Err(HostError::BadVmid(Vmid(2))));
     assert_eq!(smmu.open_stage2(StreamId(0x11), &impostor), Err(HostError::BadVmid(Vmid(1))));
-    for vmid in [0, 255] {
-        let reserved = Stage2Binding { vmid: Vmid(vmid), ..one };
-        assert_eq!(
-            smmu.open_stage2(StreamId(0x11), &reserved),
-            Err(HostError::BadVmid(Vmid(vmid)))
-        );
-    }
     assert_eq!(smmu.open_stage2(DEVICE, &one), Err(HostError::StreamOpen(DEVICE)));
     assert_eq!(smmu.attach(DEVICE, None, &mut machine.frames), Err(HostError::StreamOpen(DEVICE)));
     assert_eq!(smmu.watch(DEVICE), Err(HostError::StreamOpen(DEVICE)));
@@ -547,6 +540,28 @@ fn mistakes_of_the_caller_change_nothing() {
     }
     let full = machine.smmu.attach(StreamId(0x70), None, &mut machine.frames);
     assert_eq!(full, Err(HostError::TooManyStreams));
+}
+
+#[test]
+fn reserved_and_too_wide_vmids_are_no_vms() {
+    let mut ids = QEMU_NESTED;
+    for (vmid16, refused) in [(true, vec![0, 255]), (false, vec![0, 255, 256])] {
+        ids[0] = ids[0] & !(1 << 18) | u32::from(vmid16) << 18;
+        let fake = Fake::new(ids);
+        let mut streams = Streams::new();
+        let mut machine = Machine::new(&fake, &mut streams);
+        machine.attach(DEVICE, VM);
+        let binding = machine.vm(1);
+        for vmid in refused {
+            let bad = Stage2Binding { vmid: Vmid(vmid), ..binding };
+            let error = HostError::BadVmid(Vmid(vmid));
+            assert_eq!(machine.smmu.open_stage2(DEVICE, &bad), Err(error));
+        }
+        if vmid16 {
+            let wide = Stage2Binding { vmid: Vmid(256), ..binding };
+            assert_eq!(machine.smmu.open_stage2(DEVICE, &wide), Ok(()));
+        }
+    }
 }
 
 #[test]
