@@ -288,7 +288,7 @@ impl Command {
         match self {
             Self::Qemu(args) => {
                 let outcome = run::run(&Request::new(&args)?)?;
-                println!("{}", outcome.verdict);
+                print!("{}", outcome.verdict);
                 Ok(outcome.exit)
             }
             Self::Test(_) => Err(bad_input("`test` is not there yet")),

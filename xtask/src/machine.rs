@@ -33,7 +33,7 @@ pub enum Stages {
 /// Where the console and EL2's own UART go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wires {
-    /// The UNIX socket on which somebody already waits for EL2's UART; natively there is none.
+    /// The UNIX socket on which somebody already waits for EL2's UART; natively nobody listens there.
     pub report: Option<PathBuf>,
 }
 
@@ -155,11 +155,15 @@ impl Wires {
         // No signal=on: an interrupt character belongs to the guest.
         arguments.option("-chardev", "stdio,id=console,signal=off");
         arguments.option("-serial", "chardev:console");
-        if let Some(socket) = &self.report {
-            let path = escape(&socket.to_string_lossy());
-            arguments.option("-chardev", format!("socket,id=report,path={path},server=off"));
-            arguments.option("-serial", "chardev:report");
-        }
+        let report = match &self.report {
+            Some(socket) => {
+                let path = escape(&socket.to_string_lossy());
+                format!("socket,id=report,path={path},server=off")
+            }
+            None => "null,id=report".into(),
+        };
+        arguments.option("-chardev", report);
+        arguments.option("-serial", "chardev:report");
     }
 }
 
@@ -244,6 +248,7 @@ mod tests {
              -object memory-backend-file,id=ram,size=268435456,mem-path=/t/ram,share=on \
              -icount shift=7,sleep=off -rtc clock=vm \
              -chardev stdio,id=console,signal=off -serial chardev:console \
+             -chardev null,id=report -serial chardev:report \
              -blockdev driver=null-co,node-name=n -device edu,addr=1 -kernel /t/k -append log=debug -S -s -d int"
         );
     }
