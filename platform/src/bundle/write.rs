@@ -18,7 +18,7 @@ use super::{BundleError, Image, ImageKind, VmConfig, key};
 /// reason.
 pub fn write(vms: &[VmConfig<'_>]) -> Result<Vec<u8>, BundleError> {
     check::check(vms)?;
-    let mut images = Images { node: node("images"), names: BTreeMap::new() };
+    let mut images = Images { node: node("images"), names: BTreeMap::new(), hashes: Vec::new() };
     let mut configurations = node("configurations");
     set(&mut configurations, "default", "vm-1");
     for (index, vm) in vms.iter().enumerate() {
@@ -35,9 +35,9 @@ pub fn write(vms: &[VmConfig<'_>]) -> Result<Vec<u8>, BundleError> {
     Ok(tree.to_dtb())
 }
 
-fn configuration(name: String, vm: &VmConfig<'_>, images: &mut Images) -> DeviceTreeNode {
+fn configuration<'a>(name: String, vm: &VmConfig<'a>, images: &mut Images<'a>) -> DeviceTreeNode {
     let mut configuration = node(name);
-    let mut refer = |kind: ImageKind, image: Image<'_>, entry: Option<Ipa>| {
+    let mut refer = |kind: ImageKind, image: Image<'a>, entry: Option<Ipa>| {
         set(&mut configuration, kind.property(), images.name(kind, image, entry).as_str());
     };
     refer(ImageKind::Kernel, vm.kernel, Some(vm.entry));
@@ -65,19 +65,32 @@ fn configuration(name: String, vm: &VmConfig<'_>, images: &mut Images) -> Device
     configuration
 }
 
+type Sha = [u8; 32];
+
 /// What makes two images the same one: kind, place, entry and hash.
-type Identity = (&'static str, u64, Option<u64>, [u8; 32]);
+type Identity = (&'static str, u64, Option<u64>, Sha);
 
 /// The images so far.
-struct Images {
+struct Images<'a> {
     node: DeviceTreeNode,
     names: BTreeMap<Identity, String>,
+    /// What was hashed: VMs with the same kernel usually pass the same bytes, and those are many.
+    hashes: Vec<(&'a [u8], Sha)>,
 }
 
-impl Images {
+impl<'a> Images<'a> {
+    fn hash(&mut self, data: &'a [u8]) -> Sha {
+        if let Some((_, hash)) = self.hashes.iter().find(|(known, _)| std::ptr::eq(*known, data)) {
+            return *hash;
+        }
+        let hash = Sha256::digest(data).into();
+        self.hashes.push((data, hash));
+        hash
+    }
+
     /// Returns the name of an image, which is added if it is not there yet.
-    fn name(&mut self, kind: ImageKind, image: Image<'_>, entry: Option<Ipa>) -> String {
-        let hash = Sha256::digest(image.data).into();
+    fn name(&mut self, kind: ImageKind, image: Image<'a>, entry: Option<Ipa>) -> String {
+        let hash = self.hash(image.data);
         let identity = (kind.property(), image.load.raw(), entry.map(Ipa::raw), hash);
         if let Some(name) = self.names.get(&identity) {
             return name.clone();
