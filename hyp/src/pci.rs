@@ -24,7 +24,7 @@ mod virtio;
 pub use platform::pcie::{Bdf, Pin};
 use smmu::addr::Pa;
 
-pub use self::capability::{Capabilities, Express, Port};
+pub use self::capability::{Capabilities, Express, Port, Power};
 pub(crate) use self::config::Config;
 pub use self::enumerate::{PciError, enumerate};
 pub use self::function::{Bar, BarKind, Bridge, Function, Kind, Place, Unassignable};

@@ -52,6 +52,15 @@ pub struct Express {
     pub flr: bool,
 }
 
+/// The power management capability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Power {
+    /// Where it is.
+    pub offset: u16,
+    /// Whether the function forgets what it was told on its way from D3hot to D0, or says that it does.
+    pub forgets: bool,
+}
+
 /// Where a function's capabilities are: offsets into its configuration space.
 ///
 /// Of a capability that is listed twice, the first counts. The functions behind MSI, MSI-X, ATS, PRI, PASID
@@ -59,7 +68,7 @@ pub struct Express {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// Power management.
-    pub power: Option<u16>,
+    pub power: Option<Power>,
     /// MSI.
     pub msi: Option<u16>,
     /// MSI-X.
@@ -126,7 +135,11 @@ impl Capabilities {
     fn note_standard<C: ConfigSpace>(&mut self, config: &Config<'_, C>, id: u8, offset: u16) {
         let fits = |length: u16| offset + length <= reg::EXTENDED_START;
         match id {
-            reg::CAP_POWER if fits(8) => _ = self.power.get_or_insert(offset),
+            reg::CAP_POWER if fits(8) => {
+                let control = config.read16(offset + reg::POWER_CONTROL);
+                let forgets = control & reg::POWER_NO_SOFT_RESET == 0;
+                self.power.get_or_insert(Power { offset, forgets });
+            }
             reg::CAP_MSI => {
                 config.clear16(offset + reg::MSI_CONTROL, reg::MSI_ENABLE);
                 self.msi.get_or_insert(offset);

@@ -179,7 +179,7 @@ impl<H: ConfigSpace + Clock> Walk<'_, H> {
         };
         let capabilities = Capabilities::discover(&config);
         if let Some(power) = capabilities.power {
-            to_d0(self.hardware, &config, power);
+            to_d0(self.hardware, &config, power.offset);
         }
         let bars = match kind {
             Kind::Endpoint => {

@@ -37,6 +37,8 @@ pub(crate) struct Fake {
     /// For virtio: features, the selector, and where the common configuration is.
     features: u64,
     select: u32,
+    /// The device status of virtio; it resets unless `resettable` is false.
+    pub(crate) status: u8,
     common: Option<(usize, u32)>,
     bars: [u64; 6],
 }
@@ -62,6 +64,7 @@ impl Fake {
             resets: 0,
             features: 0,
             select: 0,
+            status: 0,
             common: None,
             bars: [0; 6],
         };
@@ -472,7 +475,7 @@ impl World {
             let (bar, offset) = fake.common?;
             let start = fake.decoded(bar)?.start + u64::from(offset) + MEM_OFFSET;
             let inside = at.raw().checked_sub(start)?;
-            (inside < 8).then_some((index, inside))
+            (inside < 24).then_some((index, inside))
         })
     }
 }
@@ -519,11 +522,11 @@ impl ConfigSpace for World {
 }
 
 impl DeviceMemory for World {
-    fn load(&self, at: Pa, width: Width) -> u64 {
-        assert_eq!(width, Width::U32);
+    fn load(&self, at: Pa, _: Width) -> u64 {
         let Some((index, offset)) = self.structure(at) else { return u32::MAX.into() };
         let fake = &self.fakes.borrow()[index];
         match (offset, fake.select) {
+            (20, _) => fake.status.into(),
             (0, select) => select.into(),
             (4, select @ (0 | 1)) => fake.features >> (32 * select) & u64::from(u32::MAX),
             _ => 0,
@@ -531,8 +534,12 @@ impl DeviceMemory for World {
     }
 
     fn store(&self, at: Pa, _: Width, value: u64) {
-        if let Some((index, 0)) = self.structure(at) {
-            self.fakes.borrow_mut()[index].select = value as u32;
+        let Some((index, offset)) = self.structure(at) else { return };
+        let fake = &mut self.fakes.borrow_mut()[index];
+        match offset {
+            0 => fake.select = value as u32,
+            20 if fake.resettable => fake.status = value as u8,
+            _ => {}
         }
     }
 }

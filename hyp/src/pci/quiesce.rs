@@ -2,14 +2,16 @@
 //!
 //! Bus master off keeps a function from starting requests, but a function may have promised some already: a
 //! device model, or a posted write in a bridge. Only a reset ends those for good, so a function that has one
-//! gets it. Whether a reset happened is not believed but looked at: the command register must have lost its bits.
+//! gets it. Whether a reset happened is not believed but looked at: the command register must have lost its bits,
+//! or a virtio device its status.
 
 use heapless::Vec;
 use smmu::ports::Clock;
 
+use super::virtio;
 use super::{
-    Bdf, Bridge, Capabilities, Config, ConfigSpace, Function, Kind, MAX_VM_FUNCTIONS, Port,
-    Topology, reg,
+    Bdf, Bridge, Capabilities, Config, ConfigSpace, DeviceMemory, Function, Kind, MAX_VM_FUNCTIONS,
+    Port, Topology, reg,
 };
 
 /// How long outstanding requests may take to complete or to time out, in microseconds. The default completion timeout
@@ -29,7 +31,7 @@ const READY_US: u64 = 1_000_000;
 /// Whether a function may be reset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ResetPolicy {
-    /// Yes, by whatever it has: function-level reset, power management, secondary bus reset.
+    /// Yes, by whatever it has: function-level reset, virtio's, power management, secondary bus reset.
     #[default]
     Auto,
     /// No: bus master off must do.
@@ -61,6 +63,8 @@ pub enum How {
     Flr,
     /// Through D3hot.
     Pm,
+    /// Through the status register of a virtio device. Its configuration space stays.
+    Virtio,
     /// Secondary bus reset of the bridge above it.
     BusReset,
     /// Bus master off and nothing else: what it knows, it still knows.
@@ -75,6 +79,7 @@ impl How {
         match self {
             Self::Flr => "flr",
             Self::Pm => "pm",
+            Self::Virtio => "virtio",
             Self::BusReset => "bus-reset",
             Self::BusMaster => "bus-master",
             Self::Idle => "idle",
@@ -83,7 +88,7 @@ impl How {
 
     /// Whether the function has forgotten what it was told.
     pub const fn is_reset(self) -> bool {
-        matches!(self, Self::Flr | Self::Pm | Self::BusReset)
+        matches!(self, Self::Flr | Self::Pm | Self::Virtio | Self::BusReset)
     }
 }
 
@@ -124,7 +129,7 @@ pub fn bus_master_off<C: ConfigSpace>(space: &C, function: &Function) -> bool {
 /// Afterwards bus master is off, BARs decode where they were placed, the interrupt pin is disabled as it was, and the other
 /// registers that EL2 lets a guest write are as they were. A call takes at most about three seconds: it must not hold
 /// what another VM waits for (C7).
-pub fn quiesce<H: ConfigSpace + Clock>(
+pub fn quiesce<H: ConfigSpace + DeviceMemory + Clock>(
     hardware: &H,
     topology: &Topology,
     requests: &[Request],
@@ -145,9 +150,9 @@ pub fn quiesce<H: ConfigSpace + Clock>(
             job.stopped = Some(How::Idle);
         }
     }
-    for method in [Method::Flr, Method::Pm] {
-        run(hardware, &mut jobs, method);
-    }
+    run(hardware, &mut jobs, Method::Flr);
+    reset_virtio(hardware, &mut jobs);
+    run(hardware, &mut jobs, Method::Pm);
     reset_buses(hardware, topology, &mut jobs);
     jobs.iter().map(|job| job.end(hardware)).collect()
 }
@@ -282,11 +287,10 @@ impl<'a> Job<'a> {
                 }
             }
             Method::Pm => {
-                let Some(power) = capabilities.power else { return false };
-                if config.read16(power + reg::POWER_CONTROL) & reg::POWER_NO_SOFT_RESET != 0 {
+                let Some(power) = capabilities.power.filter(|power| power.forgets) else {
                     return false;
-                }
-                set_power(&config, power, reg::POWER_D3);
+                };
+                set_power(&config, power.offset, reg::POWER_D3);
             }
         }
         true
@@ -302,7 +306,7 @@ impl<'a> Job<'a> {
         // Where no command bit sticks there is nothing to see.
         let kept = self.witness != 0 && config.read16(reg::COMMAND) & self.witness == self.witness;
         if let Some(power) = function.capabilities.power {
-            to_d0(hardware, &config, power);
+            to_d0(hardware, &config, power.offset);
         }
         config.write16(reg::COMMAND, 0);
         // What has to be off is off after a reset; a function that thinks otherwise is told again.
@@ -332,9 +336,7 @@ impl<'a> Job<'a> {
     fn end<C: ConfigSpace>(&self, space: &C) -> Quiesced {
         let how = self.stopped.unwrap_or(How::BusMaster);
         let config = self.config(space);
-        if !how.is_reset() {
-            config.write16(reg::COMMAND, self.saved.command);
-        }
+        config.write16(reg::COMMAND, self.saved.command);
         Quiesced {
             function: self.function.at,
             armed: self.armed,
@@ -366,7 +368,7 @@ fn run<H: ConfigSpace + Clock>(hardware: &H, jobs: &mut [Job<'_>], method: Metho
             wait(hardware, POWER_US);
             for &index in &started {
                 if let Some(power) = jobs[index].function.capabilities.power {
-                    set_power(&jobs[index].config(hardware), power, 0);
+                    set_power(&jobs[index].config(hardware), power.offset, 0);
                 }
             }
             wait(hardware, POWER_US);
@@ -380,14 +382,30 @@ fn run<H: ConfigSpace + Clock>(hardware: &H, jobs: &mut [Job<'_>], method: Metho
     }
 }
 
+/// Resets every virtio device that still needs it.
+fn reset_virtio<H: ConfigSpace + DeviceMemory + Clock>(hardware: &H, jobs: &mut [Job<'_>]) {
+    let mut started = Vec::<usize, MAX_VM_FUNCTIONS>::new();
+    for (index, job) in jobs.iter().enumerate() {
+        if job.wants_reset() && virtio::start_reset(hardware, job.function) {
+            // There are no more jobs than this holds.
+            _ = started.push(index);
+        }
+    }
+    let is_reset = |index: &usize| virtio::is_reset(hardware, jobs[*index].function);
+    wait_until(hardware, READY_US, || started.iter().all(is_reset));
+    started.retain(is_reset);
+    for index in started {
+        jobs[index].stopped = Some(How::Virtio);
+    }
+}
+
 /// Resets the buses of functions that still need it, where the owner owns everything on the bus.
 fn reset_buses<H: ConfigSpace + Clock>(hardware: &H, topology: &Topology, jobs: &mut [Job<'_>]) {
     for index in 0..jobs.len() {
         if !jobs[index].wants_reset() {
             continue;
         }
-        let Some(above) = topology.bridges_above(jobs[index].function).next() else { continue };
-        let Kind::Bridge(bridge) = above.kind else { continue };
+        let Some((above, bridge)) = topology.bus_reset(jobs[index].function) else { continue };
         if !owns_bus(topology, bridge, jobs) {
             continue;
         }
@@ -407,7 +425,7 @@ fn reset_buses<H: ConfigSpace + Clock>(hardware: &H, topology: &Topology, jobs: 
     }
 }
 
-/// Whether all functions on the bus below `bridge` are endpoints among `jobs` that may be reset.
+/// Whether all functions on the bus below `bridge` are among `jobs` and may be reset.
 fn owns_bus(topology: &Topology, bridge: Bridge, jobs: &[Job<'_>]) -> bool {
     topology.right_below(bridge).all(|function| {
         jobs.iter().any(|job| job.function.at == function.at && job.policy == ResetPolicy::Auto)

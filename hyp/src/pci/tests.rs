@@ -495,6 +495,55 @@ fn methods_are_tried_from_the_best_down() {
 }
 
 #[test]
+fn a_virtio_device_without_a_reset_of_its_own_is_told_to_forget() {
+    let world = World::new();
+    let conventional = |device| {
+        Fake::new(device, 0, VIRTIO_BLK, 0)
+            .mem64(4, 0x4000, true)
+            .virtio(0x40, 1, 4, 0x100, 0x1000)
+            .features(PLATFORM_FEATURES)
+    };
+    world.add(None, conventional(1));
+    let mut stubborn = conventional(2);
+    stubborn.resettable = false;
+    world.add(None, stubborn);
+    let topology = world.enumerate();
+    for text in ["00:01.0", "00:02.0"] {
+        world.with(at(text), |fake| fake.status = 0xf);
+        arm(&world, text);
+    }
+    let done = stop(&world, &topology, &["00:01.0", "00:02.0"], Scope::All);
+    assert_eq!((done[0].how, done[0].clean, done[0].usable), (How::Virtio, true, true));
+    assert_eq!(world.with(at("00:01.0"), |fake| fake.status), 0);
+    assert_eq!(done[1].how, How::BusMaster);
+    assert!(!world.armed(at("00:01.0")) && !world.armed(at("00:02.0")));
+}
+
+#[test]
+fn who_has_a_reset() {
+    let world = zoo();
+    world.add(None, Fake::new(8, 0, EDU, 0).advanced(0x40));
+    world.add(None, Fake::new(9, 0, EDU, 0).power(0x40, false));
+    world.add(None, Fake::new(10, 0, EDU, 0).power(0x40, true));
+    world.add(None, virtio(11, PLATFORM_FEATURES));
+    let topology = world.enumerate();
+    for (text, expected) in [
+        ("00:01.0", false),
+        ("00:03.0", false),
+        ("01:00.0", true),
+        ("06:03.0", true),
+        ("00:08.0", true),
+        ("00:09.0", true),
+        ("00:0a.0", false),
+        ("00:0b.0", true),
+        // On its parent's bus is a bridge, which nobody could restore.
+        ("02:00.0", false),
+    ] {
+        assert_eq!(topology.has_reset(get(&topology, text)), expected, "{text}");
+    }
+}
+
+#[test]
 fn a_bus_is_reset_only_if_all_of_it_is_the_owners() {
     let world = World::new();
     let port = world.add(None, Fake::bridge(1, None));

@@ -91,6 +91,29 @@ impl Topology {
         map.interrupt(at, pin)
     }
 
+    /// Whether [`super::quiesce`] has something better than bus master off for the function, if its owner owns
+    /// everything on its bus, and the function does what it says. A virtio device counts, whose modern interface
+    /// [`super::dma_check`] has found.
+    pub fn has_reset(&self, function: &Function) -> bool {
+        let own = &function.capabilities;
+        own.express.is_some_and(|express| express.flr)
+            || own.advanced.is_some()
+            || own.power.is_some_and(|power| power.forgets)
+            || function.is_virtio() && !own.vendor.is_empty()
+            || self.bus_reset(function).is_some()
+    }
+
+    /// Returns the bridge whose secondary bus reset would reset the function and other endpoints, no bridge.
+    pub(super) fn bus_reset<'a>(
+        &'a self,
+        function: &'a Function,
+    ) -> Option<(&'a Function, Bridge)> {
+        let above = self.bridges_above(function).next()?;
+        let Kind::Bridge(bridge) = above.kind else { return None };
+        let endpoints = self.right_below(bridge).all(|below| below.kind == Kind::Endpoint);
+        endpoints.then_some((above, bridge))
+    }
+
     /// Puts together what cannot be kept apart.
     pub(super) fn form_groups(&mut self) {
         for index in 0..self.functions.len() {

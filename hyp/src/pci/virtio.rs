@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use smmu::addr::Pa;
+
 use super::{Config, ConfigSpace, DeviceMemory, Function, Width, reg};
 
 /// The `cfg_type` of the common configuration structure (virtio 1.2, section 4.1.4).
@@ -13,9 +15,11 @@ const CFG_OFFSET: u16 = 8;
 const CFG_LENGTH: u16 = 12;
 /// Bytes of a virtio capability.
 pub(crate) const VIRTIO_CAPABILITY_LENGTH: u16 = 16;
-/// Offsets in the common configuration structure.
+/// Offsets in the common configuration structure, and what of it is needed.
 const DEVICE_FEATURE_SELECT: u64 = 0;
 const DEVICE_FEATURE: u64 = 4;
+const DEVICE_STATUS: u64 = 20;
+const COMMON_CFG_LENGTH: u64 = DEVICE_STATUS + 1;
 /// `VIRTIO_F_ACCESS_PLATFORM` (bit 33) in the second word of features.
 const ACCESS_PLATFORM: u64 = 1 << 1;
 
@@ -57,13 +61,7 @@ pub fn dma_check<H: ConfigSpace + DeviceMemory>(
     if !function.is_virtio() {
         return Ok(());
     }
-    let config = Config::new(hardware, function.at);
-    let common = function
-        .capabilities
-        .vendor
-        .iter()
-        .find_map(|&offset| common_configuration(&config, function, offset))
-        .ok_or(Bypass::NoModernInterface)?;
+    let common = common_configuration(hardware, function).ok_or(Bypass::NoModernInterface)?;
     hardware.store(common.add(DEVICE_FEATURE_SELECT), Width::U32, 1);
     let features = hardware.load(common.add(DEVICE_FEATURE), Width::U32);
     hardware.store(common.add(DEVICE_FEATURE_SELECT), Width::U32, 0);
@@ -75,21 +73,47 @@ pub fn dma_check<H: ConfigSpace + DeviceMemory>(
     }
 }
 
+/// Tells a virtio device to forget what it was told (virtio 1.2, section 2.4); `false` if it is none, or has no
+/// modern interface.
+pub(super) fn start_reset<H: ConfigSpace + DeviceMemory>(
+    hardware: &H,
+    function: &Function,
+) -> bool {
+    let common = common_configuration(hardware, function);
+    if let Some(common) = common {
+        hardware.store(common.add(DEVICE_STATUS), Width::U8, 0);
+    }
+    common.is_some()
+}
+
+/// Whether the reset of a virtio device has ended (virtio 1.2, section 4.1.4.3.2).
+pub(super) fn is_reset<H: ConfigSpace + DeviceMemory>(hardware: &H, function: &Function) -> bool {
+    common_configuration(hardware, function)
+        .is_some_and(|common| hardware.load(common.add(DEVICE_STATUS), Width::U8) == 0)
+}
+
+/// Returns where the common configuration structure of a virtio device is.
+fn common_configuration<C: ConfigSpace>(space: &C, function: &Function) -> Option<Pa> {
+    let config = Config::new(space, function.at);
+    let structure = |&offset: &u16| common_configuration_at(&config, function, offset);
+    function.capabilities.vendor.iter().filter(|_| function.is_virtio()).find_map(structure)
+}
+
 /// Returns where the common configuration structure is, if the capability at `offset` is about it and all of
 /// what is needed lies inside a memory BAR.
-fn common_configuration<C: ConfigSpace>(
+fn common_configuration_at<C: ConfigSpace>(
     config: &Config<'_, C>,
     function: &Function,
     offset: u16,
-) -> Option<smmu::addr::Pa> {
+) -> Option<Pa> {
     if configuration_type(config, offset)? != COMMON_CFG {
         return None;
     }
     let bar = function.bars.get(usize::from(config.read8(offset + CFG_BAR)))?.as_ref()?;
     let start = u64::from(config.read32(offset + CFG_OFFSET));
     let length = u64::from(config.read32(offset + CFG_LENGTH));
-    let needed = DEVICE_FEATURE + Width::U32.bytes();
-    let inside = length >= needed && start + needed <= bar.size && start.is_multiple_of(4);
+    let fits = length >= COMMON_CFG_LENGTH && start + COMMON_CFG_LENGTH <= bar.size;
+    let inside = fits && start.is_multiple_of(4);
     let place = bar.place.filter(|_| bar.is_memory() && inside)?;
     place.cpu.checked_add(start)
 }

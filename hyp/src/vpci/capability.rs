@@ -62,8 +62,8 @@ impl List {
             // The room suffices for three and all vendor-specific ones that are remembered.
             _ = entries.push(Entry { what, offset, length });
         };
-        if let Some(offset) = capabilities.power {
-            show(Shown::Power, offset, 8);
+        if let Some(power) = capabilities.power {
+            show(Shown::Power, power.offset, 8);
         }
         if let Some(express) = capabilities.express {
             show(Shown::Express, express.offset, reg::EXPRESS_LENGTH);

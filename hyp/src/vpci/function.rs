@@ -173,8 +173,7 @@ impl VirtualFunction {
             ),
             (Shown::Power, reg::POWER_CONTROL) => {
                 let state = if self.state.asleep { reg::POWER_D3 } else { 0 };
-                let keeps =
-                    if self.forgets_in_sleep(config, start) { 0 } else { reg::POWER_NO_SOFT_RESET };
+                let keeps = if self.forgets_in_sleep() { 0 } else { reg::POWER_NO_SOFT_RESET };
                 u32::from(state | keeps)
             }
             (Shown::Express, 0) => {
@@ -211,9 +210,9 @@ impl VirtualFunction {
     }
 
     /// Whether going to D3hot and back resets the function.
-    fn forgets_in_sleep<H: ConfigSpace>(&self, config: &Config<'_, H>, start: u16) -> bool {
+    fn forgets_in_sleep(&self) -> bool {
         self.policy == ResetPolicy::Auto
-            && config.read16(start + reg::POWER_CONTROL) & reg::POWER_NO_SOFT_RESET == 0
+            && self.physical.capabilities.power.is_some_and(|power| power.forgets)
     }
 
     /// Reads the extended space, `inside` bytes from its start: a serial number or nothing.
@@ -298,12 +297,7 @@ impl VirtualFunction {
     ) -> Change {
         let reset = match (found.what, found.inside) {
             (Shown::Power, reg::POWER_CONTROL) if mask & 0xff != 0 => {
-                return self.write_power(
-                    hardware,
-                    config,
-                    found.start,
-                    value as u16 & reg::POWER_STATE,
-                );
+                return self.write_power(hardware, value as u16 & reg::POWER_STATE);
             }
             (Shown::Express, reg::DEVICE_CONTROL) => {
                 self.write_device_control(config, found.start, value, mask)
@@ -318,15 +312,9 @@ impl VirtualFunction {
 
     /// Moves the function between D0 and D3hot, as the guest sees it. The function itself stays in D0, where it
     /// answers to EL2, and is reset on the way back if that is what it does.
-    fn write_power<H: ConfigSpace>(
-        &mut self,
-        hardware: &H,
-        config: &Config<'_, H>,
-        start: u16,
-        state: u16,
-    ) -> Change {
+    fn write_power<H: ConfigSpace>(&mut self, hardware: &H, state: u16) -> Change {
         match (self.state.asleep, state) {
-            (true, 0) if self.forgets_in_sleep(config, start) => {
+            (true, 0) if self.forgets_in_sleep() => {
                 return Change { moved: true, reset: Some(Method::Pm) };
             }
             (true, 0) => self.state.asleep = false,
