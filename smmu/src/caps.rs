@@ -47,9 +47,9 @@ pub enum Refusal {
     Preset,
     /// `IDR5.GRAN4K` is 0.
     No4kGranule,
-    /// `IDR5.OAS` is smaller than the guests' address space.
+    /// `IDR5.OAS` or the CPUs' `PARange` is smaller than the guests' address space.
     OutputSize {
-        /// What the SMMU outputs, in bits.
+        /// What both can output, in bits.
         has: u8,
         /// What the guests' address space needs, in bits.
         needs: u8,
@@ -85,35 +85,47 @@ impl fmt::Display for Refusal {
                 "the SMMU has no stage 2 (IDR0.S2P=0), so it cannot confine a guest; \
                  use hardware with stage 2, on QEMU machine virt-9.2 or later or stage=2",
             ),
-            Self::NoAarch64Tables => f.write_str("the SMMU cannot walk AArch64 tables (IDR0.TTF[1]=0); not supported"),
-            Self::NotCoherent => f.write_str(
-                "the SMMU does not access memory coherently (IDR0.COHACC=0); check that the firmware enables it",
+            Self::NoAarch64Tables => f.write_str(
+                "the SMMU cannot walk AArch64 tables (IDR0.TTF[1]=0), which EL2 shares with it; \
+                 use other hardware",
             ),
-            Self::NoLittleEndian => f.write_str("the SMMU walks big-endian tables only (IDR0.TTENDIAN); not supported"),
+            Self::NotCoherent => f.write_str(
+                "the SMMU does not access memory coherently (IDR0.COHACC=0); \
+                 check that the firmware enables it",
+            ),
+            Self::NoLittleEndian => f.write_str(
+                "the SMMU walks no little-endian tables (IDR0.TTENDIAN); use other hardware",
+            ),
             Self::ForcedStall => f.write_str(
-                "the SMMU can only stall on a fault (IDR0.STALL_MODEL=2), so one guest could block others; not supported",
+                "the SMMU can only stall on a fault (IDR0.STALL_MODEL=2), \
+                 so that one guest could block others; use other hardware",
             ),
             Self::Preset => f.write_str(
-                "the SMMU has its table or queues at fixed addresses (IDR1.TABLES_PRESET, QUEUES_PRESET or REL); not supported",
+                "the SMMU has its table or queues at fixed addresses \
+                 (IDR1.TABLES_PRESET, QUEUES_PRESET or REL), where EL2 cannot protect them; \
+                 use other hardware",
             ),
-            Self::No4kGranule => f.write_str("the SMMU has no 4 KiB granule (IDR5.GRAN4K=0); not supported"),
-            Self::OutputSize { has, needs } => {
-                write!(f, "the SMMU outputs {has}-bit addresses (IDR5.OAS), guests need {needs}; not supported")
+            Self::No4kGranule => {
+                f.write_str("the SMMU has no 4 KiB granule (IDR5.GRAN4K=0); use other hardware")
             }
-            Self::StreamIdSize { has, needs } => {
-                write!(
-                    f,
-                    "the SMMU takes {has}-bit StreamIDs (IDR1.SIDSIZE), the device tree's iommu-map sends {needs}; check it"
-                )
+            Self::OutputSize { has, needs } => write!(
+                f,
+                "SMMU and CPUs share {has}-bit physical addresses (IDR5.OAS, PARange), \
+                 guests need {needs}; use other hardware"
+            ),
+            Self::StreamIdSize { has, needs } => write!(
+                f,
+                "the SMMU takes {has}-bit StreamIDs (IDR1.SIDSIZE), \
+                 the device tree's iommu-map sends {needs}; correct it"
+            ),
+            Self::NoTwoLevelTable { needs } => write!(
+                f,
+                "the SMMU has no two-level stream table (IDR0.ST_LEVEL=0), \
+                 and a linear one for {needs}-bit StreamIDs is too large; narrow iommu-map"
+            ),
+            Self::OutOfMemory => {
+                f.write_str("no memory left for the SMMU's tables and queues; give EL2 more")
             }
-            Self::NoTwoLevelTable { needs } => {
-                write!(
-                    f,
-                    "the SMMU has no two-level stream table (IDR0.ST_LEVEL=0), a linear one for {needs}-bit StreamIDs \
-                     is too large; narrow iommu-map"
-                )
-            }
-            Self::OutOfMemory => f.write_str("no memory left for the SMMU's tables and queues; give EL2 more"),
             Self::Host(error) => error.fmt(f),
         }
     }
@@ -268,7 +280,8 @@ impl Capabilities {
         self.idr3.is_set(IDR3::RIL)
     }
 
-    /// How freely a live block may be replaced by a table of the same mapping: 0, 1 or 2 (section 3.21.1.1).
+    /// How freely a live block may be replaced by a table of the same mapping: 0, 1 or 2
+    /// (section 3.21.1.1).
     pub fn bbm_level(&self) -> u8 {
         self.idr3.read(IDR3::BBML) as u8
     }

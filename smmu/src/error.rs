@@ -76,7 +76,8 @@ impl fmt::Display for HostError {
             Self::Command { error, index, words: [low, high] } => {
                 write!(
                     f,
-                    "SMMU: error {error} for command {low:#018x} {high:#018x} at {index:#x}, which EL2 itself built"
+                    "SMMU: error {error} for command {low:#018x} {high:#018x} at {index:#x}, \
+                     which EL2 itself built"
                 )
             }
             Self::ServiceFailure => f.write_str("SMMU: service failure mode; it needs a reset"),

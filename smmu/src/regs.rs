@@ -1,4 +1,4 @@
-//! Registers of the Non-secure programming interface (section 6 of issue G.b), as far as this crate uses them.
+//! Registers of the Non-secure programming interface (section 6), as far as this crate uses them.
 
 use tock_registers::register_bitfields;
 

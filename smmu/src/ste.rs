@@ -173,8 +173,9 @@ mod tests {
         assert_eq!(words[0], 0b1101);
         // MEV [83], SHCFG [109:108] = 1; nothing else, so EATS, STRW, DRE, DCP are 0.
         assert_eq!(words[1], 1 << (83 - 64) | 1 << (108 - 64));
-        // S2VMID [143:128]; S2T0SZ [165:160] = 24, S2SL0 [167:166] = 1, S2IR0 = S2OR0 = 1, S2SH0 [173:172] = 3,
-        // S2TG [175:174] = 0, S2PS [178:176] = 4; S2AA64 [179], S2PTW [182], S2R [186]; S2S, S2HA, S2HD are 0.
+        // S2VMID [143:128]; S2T0SZ [165:160] = 24, S2SL0 [167:166] = 1, S2IR0 = S2OR0 = 1,
+        // S2SH0 [173:172] = 3, S2TG [175:174] = 0, S2PS [178:176] = 4; S2AA64 [179], S2PTW [182],
+        // S2R [186]; S2S, S2HA, S2HD are 0.
         let vtcr = 24 | 1 << 6 | 1 << 8 | 1 << 10 | 3 << 12 | 4 << 16;
         assert_eq!(words[2], 7 | vtcr << 32 | 1 << 51 | 1 << 54 | 1 << 58);
         // S2TTB [247:196].
