@@ -8,7 +8,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::exit::{Exit, bad_input};
 use crate::request::Request;
-use crate::run;
+use crate::setup::{self, Flavor, Needs, State};
+use crate::suite::{self, Scope};
+use crate::{ci, run};
 
 /// Portcullis: set up what is missing, build, boot in QEMU, judge.
 #[derive(Debug, Parser)]
@@ -291,16 +293,45 @@ impl Command {
                 print!("{}", outcome.verdict);
                 Ok(outcome.exit)
             }
-            Self::Test(_) => Err(bad_input("`test` is not there yet")),
+            Self::Test(args) => {
+                let tally =
+                    suite::run(Scope::of(&args), args.filter.as_deref(), &options(&args.source)?)?;
+                println!("{tally}");
+                Ok(tally.exit())
+            }
             Self::Soak(args) => Err(nothing_named("soak", args.name.as_deref())),
             Self::Bench(_) => Err(bad_input(
                 "`bench` is not there yet: this version has `qemu`, `test`, `setup`, `ci`",
             )),
             Self::Fuzz(args) => Err(nothing_named("fuzz", Some(&args.target))),
-            Self::Setup(_) => Err(bad_input("`setup` is not there yet")),
-            Self::Ci => Err(bad_input("`ci` is not there yet")),
+            Self::Setup(args) => set_up(&args),
+            Self::Ci => {
+                let tally = ci::run(&setup::Options::default())?;
+                println!("{tally}");
+                Ok(tally.exit())
+            }
         }
     }
+}
+
+fn options(source: &SourceArgs) -> Result<setup::Options> {
+    let options = setup::Options { mirror: source.mirror.clone(), ..setup::Options::default() };
+    options.validate().map_err(bad_input)?;
+    Ok(options)
+}
+
+fn set_up(args: &SetupArgs) -> Result<Exit> {
+    let options = options(&args.source)?;
+    let needs = Needs { qemu: true, rust_target: true, linux: Some(Flavor::Cloud6_1) };
+    if !args.check {
+        setup::ensure(&needs, &options)?;
+    }
+    let items = setup::check(&needs, &options);
+    for item in &items {
+        println!("{item}");
+    }
+    let all_there = items.iter().all(|item| matches!(item.state, State::Present { .. }));
+    Ok(if all_there { Exit::Pass } else { Exit::Missing })
 }
 
 fn nothing_named(command: &str, name: Option<&str>) -> anyhow::Error {

@@ -10,6 +10,7 @@
 pub mod builtin;
 pub mod bundle;
 pub mod catalog;
+pub mod ci;
 pub mod cli;
 pub mod device;
 pub mod exit;
@@ -25,5 +26,6 @@ pub mod run;
 pub mod setup;
 pub mod size;
 pub mod slots;
+pub mod suite;
 pub mod vm;
 pub mod workspace;

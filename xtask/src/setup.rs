@@ -213,6 +213,11 @@ pub fn ensure_package(options: &Options, name: &str, suite: &str) -> Result<Path
     debian::ensure_package(options, name, suite)
 }
 
+/// Names the cache folder, for tools that are built once; creates nothing.
+pub fn cache_folder(options: &Options) -> Result<PathBuf, Missing> {
+    Ok(Cache::open(options)?.root().to_path_buf())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

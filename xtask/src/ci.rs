@@ -1,0 +1,163 @@
+//! `cargo xtask ci`: every check that a change must pass, in the order in which they fail fastest.
+
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::image::{self, Package};
+use crate::setup::{self, Missing, Target};
+use crate::suite::{self, Scope, Tally};
+use crate::workspace;
+
+/// The most bytes of code in the hypervisor's image.
+const IMAGE_TEXT: u64 = 160 << 10;
+/// The most bytes of them that are the `smmu` crate's.
+const SMMU_TEXT: u64 = 48 << 10;
+
+/// Runs every check, whatever the earlier ones say; counts tests and steps together.
+///
+/// # Errors
+///
+/// A missing prerequisite.
+pub fn run(options: &setup::Options) -> Result<Tally> {
+    let target = setup::ensure_rust_target(options)?;
+    let mut steps = Steps::default();
+    steps.command("fmt", cargo(&["fmt", "--all", "--check"]));
+    steps.command(
+        "clippy",
+        cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    );
+    steps.command("clippy for the target", clippy_for(&target));
+    let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
+    doc.env("RUSTDOCFLAGS", "-D warnings");
+    steps.command("doc", doc);
+    steps.step("unused dependencies", || machete(options));
+    steps.step("sizes", || sizes(&target, options));
+    let tests = suite::run(Scope::All, None, options)?;
+    steps.step("Miri", miri);
+    steps.tally.add(tests);
+    println!();
+    for (name, passed, seconds) in &steps.results {
+        println!("{:6} {name} ({seconds} s)", if *passed { "ok" } else { "FAILED" });
+    }
+    println!("{:6} tests: {tests}", if tests.failed == 0 { "ok" } else { "FAILED" });
+    Ok(steps.tally)
+}
+
+#[derive(Default)]
+struct Steps {
+    tally: Tally,
+    results: Vec<(&'static str, bool, u64)>,
+}
+
+impl Steps {
+    fn command(&mut self, name: &'static str, mut command: Command) {
+        self.step(name, || run_command(&mut command));
+    }
+
+    fn step(&mut self, name: &'static str, step: impl FnOnce() -> Result<bool>) {
+        println!("\n== {name}");
+        let started = Instant::now();
+        let passed = step().unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            false
+        });
+        self.tally.add(Tally { passed: passed.into(), failed: (!passed).into() });
+        self.results.push((name, passed, started.elapsed().as_secs()));
+    }
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut cargo = workspace::cargo();
+    cargo.args(arguments);
+    cargo
+}
+
+fn run_command(command: &mut Command) -> Result<bool> {
+    let status = command.stdin(Stdio::null()).status();
+    let status = status.with_context(|| format!("running {}", command.get_program().display()))?;
+    Ok(status.success())
+}
+
+fn clippy_for(target: &Target) -> Command {
+    let mut clippy = cargo(&["clippy", "--package", "hyp", "--package", "guest", "--release"]);
+    target.apply(&mut clippy);
+    clippy.args(["--", "-D", "warnings"]);
+    clippy
+}
+
+/// Builds both images and holds the hypervisor's to its budget.
+fn sizes(target: &Target, options: &setup::Options) -> Result<bool> {
+    let hypervisor = image::build(Package::Hypervisor, target, options.quiet)?;
+    let guest = image::build(Package::Guest, target, options.quiet)?;
+    println!("guest       {:>9} bytes of code", guest.text);
+    println!("hypervisor  {:>9} bytes of code, at most {IMAGE_TEXT}", hypervisor.text);
+    println!("  of smmu   {:>9} bytes of code, at most {SMMU_TEXT}", hypervisor.smmu_text);
+    println!("  in memory {:>9} bytes", hypervisor.memory);
+    Ok(hypervisor.text <= IMAGE_TEXT && hypervisor.smmu_text <= SMMU_TEXT)
+}
+
+/// Looks for dependencies that nothing uses; the tool is built once into the cache folder.
+fn machete(options: &setup::Options) -> Result<bool> {
+    let tools = setup::cache_folder(options)?.join("tools");
+    let machete = tools.join("bin/cargo-machete");
+    if !machete.is_file() {
+        let mut install = cargo(&["install", "cargo-machete", "--locked", "--root"]);
+        if !run_command(install.arg(&tools))? {
+            return Err(Missing {
+                what: "cargo-machete".into(),
+                why: "cargo could not install it".into(),
+                how: "see cargo's messages above; it needs the crates registry".into(),
+            }
+            .into());
+        }
+    }
+    run_command(Command::new(machete).arg("machete").current_dir(workspace::root()))
+}
+
+/// Runs the tests of the crate that both sides trust most under an interpreter that knows undefined behaviour.
+fn miri() -> Result<bool> {
+    let nightly = |arguments: &[&str]| {
+        let mut command = Command::new("rustup");
+        command.args(arguments).current_dir(workspace::root());
+        // What the stable cargo that runs us says of itself means nothing to the nightly one.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_cargos(name)) {
+            command.env_remove(name);
+        }
+        command
+    };
+    let there = nightly(&["run", "nightly", "rustc", "--version"]).stdin(Stdio::null()).output();
+    if !there.is_ok_and(|output| output.status.success()) {
+        return Err(Missing {
+            what: "Miri, which is in Rust's nightly toolchain".into(),
+            why: "rustup has no toolchain `nightly`".into(),
+            how: "rustup toolchain install nightly --component miri,rust-src".into(),
+        }
+        .into());
+    }
+    if !nightly(&["run", "nightly", "cargo", "miri", "--version"])
+        .stdin(Stdio::null())
+        .output()?
+        .status
+        .success()
+    {
+        let add = ["component", "add", "--toolchain", "nightly", "miri", "rust-src"];
+        if !run_command(&mut nightly(&add))? {
+            return Ok(false);
+        }
+    }
+    let mut miri = nightly(&["run", "nightly", "cargo", "miri", "test", "--package", "smmu"]);
+    // Property tests keep their regressions in files; a handful of cases is what an interpreter has time for.
+    miri.env("MIRIFLAGS", "-Zmiri-disable-isolation").env("PROPTEST_CASES", "4");
+    miri.env("CARGO_TARGET_DIR", workspace::target_folder().join("miri"));
+    run_command(&mut miri)
+}
+
+fn is_cargos(name: &std::ffi::OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name == "CARGO"
+        || name == "RUSTUP_TOOLCHAIN"
+        || (name.starts_with("CARGO_") && name != "CARGO_HOME")
+        || name == "RUSTC"
+}
