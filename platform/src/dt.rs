@@ -64,11 +64,6 @@ impl Range {
         self.base.checked_add(self.size.checked_sub(1)?)
     }
 
-    /// Whether `other` lies inside completely.
-    pub fn contains(self, other: Self) -> bool {
-        self.base <= other.base && other.last().is_some_and(|last| Some(last) <= self.last())
-    }
-
     /// Whether the two have an address in common.
     pub fn overlaps(self, other: Self) -> bool {
         match (self.last(), other.last()) {

@@ -84,9 +84,9 @@ impl<'t> Level<'t, '_> {
         let mut properties = node.properties();
         for property in properties.by_ref() {
             if property.is("compatible") {
-                kind = Kind::of(property.value);
+                kind = Kind::of(property.value).or(kind);
             } else if property.is("device_type") && property.value == b"memory\0" {
-                kind = Some(Kind::Memory);
+                kind = kind.or(Some(Kind::Memory));
             } else if property.is("status") {
                 is_okay = matches!(property.value, b"okay\0" | b"ok\0");
             }
