@@ -60,6 +60,7 @@ pub struct UserDevice {
 /// Bad input: whatever is owned twice, missing, too much or contradictory, with the place where it was said.
 pub fn plan(vms: Vec<Vm>, devices: &[UserDevice], catalog: &Catalog) -> Result<Plan> {
     check_names(&vms)?;
+    check_claimed_once(&vms)?;
     let cpus = share_cpus(&vms)?;
     let (wanted, others, all_known) = wanted(&vms, devices, catalog)?;
     let claimed_by = |bdf: Bdf| vms.iter().position(|vm| claim(vm, bdf).is_some()).unwrap_or(0);
@@ -118,6 +119,21 @@ fn check_names(vms: &[Vm]) -> Result<()> {
                 "{}: the name {} is taken by the VM of {}: choose another one",
                 vm.name.origin, vm.name.value, other.name.origin
             )));
+        }
+    }
+    Ok(())
+}
+
+fn check_claimed_once(vms: &[Vm]) -> Result<()> {
+    for (index, vm) in vms.iter().enumerate() {
+        for Said { value, origin } in &vm.functions {
+            for other in &vms[..index] {
+                let Some(first) = claim(other, value.address) else { continue };
+                return Err(bad_input(format!(
+                    "{origin}: {} belongs to VM {} already ({}): give each function to one VM",
+                    value.address, other.name.value, first.origin
+                )));
+            }
         }
     }
     Ok(())
@@ -252,20 +268,12 @@ pub fn disk_device(bus: linux::Bus) -> (DeviceArg, &'static str) {
     }
 }
 
-/// Checks that there is a device at every claimed address, and that no two VMs claim one.
+/// Checks that there is a device at every claimed address.
 fn check_claims(vms: &[Vm], placed: &[Placed], all_known: bool) -> Result<()> {
     for (index, vm) in vms.iter().enumerate() {
         for function in &vm.functions {
             let bdf = function.value.address;
             let refuse = |what: String| bad_input(format!("{}: {bdf} {what}", function.origin));
-            if let Some(other) =
-                vms[..index].iter().find_map(|other| claim(other, bdf).map(|claim| (other, claim)))
-            {
-                let (vm, claim) = (&other.0.name.value, &other.1.origin);
-                return Err(refuse(format!(
-                    "belongs to VM {vm} already ({claim}): give each function to one VM"
-                )));
-            }
             match placed.iter().find(|placed| placed.bdf == bdf) {
                 Some(Placed { owner: None, .. }) => {
                     return Err(refuse(

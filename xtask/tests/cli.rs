@@ -1,0 +1,171 @@
+//! What scripts rely on: exit codes, and that bad input is refused with one clear error before anything is fetched,
+//! built or started.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Runs xtask where it can find no QEMU, fetch nothing and build nothing: whatever goes beyond its input fails
+/// otherwise than with exit code 2.
+fn xtask(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(arguments)
+        .current_dir(folder)
+        .env_clear()
+        .env("PATH", "/nonexistent")
+        .env("PORTCULLIS_CACHE", folder.join("cache"))
+        .env("CARGO", "/nonexistent/cargo")
+        .output()
+        .unwrap()
+}
+
+/// A folder with a kernel, an empty file, a damaged kernel and the given manifests.
+fn folder(manifests: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let files =
+        [("kernel", &b"\x1f\x20\x03\xd5"[..]), ("empty", b""), ("damaged.gz", b"\x1f\x8b\x08\x00")];
+    let manifests = manifests.iter().map(|(name, text)| (*name, text.as_bytes()));
+    for (name, bytes) in files.into_iter().chain(manifests) {
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    folder
+}
+
+#[track_caller]
+fn refused(manifests: &[(&str, &str)], arguments: &[&str], expected: &str) {
+    let folder = folder(manifests);
+    let output = xtask(folder.path(), arguments);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+    assert!(stderr.contains(expected), "{arguments:?}\n  says     {stderr}\n  expected {expected}");
+    assert_eq!(stderr.matches("error:").count(), 1, "one clear error: {stderr}");
+    assert!(!folder.path().join("cache").exists(), "{arguments:?} fetched something");
+}
+
+const VICTIM: &str = "name = \"a\"\nbuiltin = \"victim\"\n";
+
+#[test]
+fn bad_options_are_refused() {
+    for (arguments, expected) in [
+        (&[][..], "Usage: cargo xtask"),
+        (&["nonsense"], "unrecognized subcommand"),
+        (&["qemu", "--nonsense"], "unexpected argument"),
+        (&["qemu", "--smp", "many"], "invalid value 'many'"),
+        (&["qemu", "--smmu-stage", "3"], "invalid value '3'"),
+        (&["qemu", "--linux", "--kernel", "kernel"], "cannot be used with"),
+        (&["qemu", "--kernel", "nowhere"], "--kernel nowhere: "),
+        (&["qemu", "--kernel", "empty"], "--kernel empty: the file is empty"),
+        (
+            &["qemu", "--kernel", "damaged.gz"],
+            "--kernel damaged.gz: the gzip data is damaged or cut off",
+        ),
+        (&["qemu", "--kernel", "kernel", "--memory", "2M"], "--memory: \"2M\" is too little"),
+        (&["qemu", "--scenario", "any"], "this version has no scenarios"),
+        (&["qemu", "--device", "virtio-blk-pci,drive=d"], "add iommu_platform=on"),
+        (&["qemu", "--device", "edu,addr=2", "--device", "edu,addr=2"], "addr=2.0 is taken by"),
+        (&["qemu", "--vm", "nowhere.toml"], "nowhere.toml: "),
+        (&["soak", "nonsense"], "there is no soak named `nonsense`"),
+        (&["soak"], "there is no soak"),
+        (&["bench"], "`bench` is not there yet"),
+        (&["fuzz", "nonsense"], "there is no fuzz named `nonsense`"),
+        (&["test", "--host", "--qemu"], "cannot be used with"),
+        (&["setup", "--mirror", "nonsense"], "is not a URI"),
+    ] {
+        if arguments.is_empty() {
+            let folder = folder(&[]);
+            let output = xtask(folder.path(), arguments);
+            assert_eq!(output.status.code(), Some(2));
+            assert!(String::from_utf8_lossy(&output.stderr).contains(expected));
+        } else {
+            refused(&[], arguments, expected);
+        }
+    }
+}
+
+#[test]
+fn bad_manifests_are_refused_by_line_and_key() {
+    for (text, expected) in [
+        (
+            "name = \"a\"\nbuiltin = \"victim\"\ncolour = \"red\"\n",
+            "a.toml:3: colour: there is no such key here",
+        ),
+        (
+            "name = \"a\"\nbuiltin = \"victim\"\ncpus = \"two\"\n",
+            "a.toml:3: cpus: invalid type: string \"two\"",
+        ),
+        (
+            "name = \"a\"\nbuiltin = \"victim\"\nmemory = \"1000\"\n",
+            "a.toml:3: memory: \"1000\" is not a size",
+        ),
+        ("name = \"a\"\nkernel = \"nowhere\"\n", "a.toml:2: kernel: nowhere: "),
+        ("name = \"a\"\nkernel = \"damaged.gz\"\n", "a.toml:2: kernel: the gzip data is damaged"),
+        (
+            "name = \"a\"\nkernel = \"kernel\"\ninitrd = \"empty\"\n",
+            "a.toml:3: initrd: the file is empty",
+        ),
+        (
+            "name = \"a\"\nbuiltin = \"victim\"\n[[pci]]\naddress = \"2.0\"\n",
+            "a.toml:4: pci[0].address: not a PCI",
+        ),
+    ] {
+        refused(&[("a.toml", text)], &["qemu", "--vm", "a.toml"], expected);
+    }
+    let unknown = "name = \"a\"\nkernel = \"kernel\"\n[[pci]]\naddress = \"00:07.0\"\n";
+    refused(
+        &[("a.toml", unknown)],
+        &["qemu", "--vm", "a.toml"],
+        "a.toml:4: pci[0].address: 00:07.0 has no device",
+    );
+    let restart = format!("{VICTIM}on-exit = \"restart\"\n");
+    refused(
+        &[("a.toml", &restart)],
+        &["qemu", "--vm", "a.toml"],
+        "a.toml:3: on-exit: edu 00:01.0 of VM a has no reset",
+    );
+}
+
+#[test]
+fn overlaps_between_manifests_are_refused_with_both_places() {
+    let both = &["qemu", "--vm", "a.toml", "--vm", "b.toml"];
+    let b = VICTIM.replace("\"a\"", "\"b\"");
+    for (first, second, expected) in [
+        (
+            VICTIM.to_owned(),
+            VICTIM.to_owned(),
+            "b.toml:1: name: the name a is taken by the VM of a.toml:1: name",
+        ),
+        (
+            format!("{VICTIM}cpus = [0, 1]\n"),
+            format!("{b}cpus = [1]\n"),
+            "b.toml:3: cpus: CPU 1 belongs to VM a already (a.toml:3: cpus)",
+        ),
+        (
+            format!("{VICTIM}[[pci]]\naddress = \"00:05.0\"\n"),
+            format!("{b}[[pci]]\naddress = \"00:05.0\"\n"),
+            "b.toml:4: pci[0].address: 00:05.0 belongs to VM a already (a.toml:4: pci[0].address)",
+        ),
+        (
+            format!("{VICTIM}[[pci]]\naddress = \"00:05.0\"\n"),
+            format!("{b}[[pci]]\naddress = \"00:09.0\"\n"),
+            "b.toml:4: pci[0].address: 00:05.0 of VM a and 00:09.0 of VM b share an interrupt line",
+        ),
+    ] {
+        refused(&[("a.toml", &first), ("b.toml", &second)], both, expected);
+    }
+}
+
+#[test]
+fn a_missing_prerequisite_has_its_own_exit_code() {
+    let folder = folder(&[]);
+    let output = xtask(folder.path(), &["qemu", "--kernel", "kernel"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("next: "), "it says what to do next: {stderr}");
+}
+
+#[test]
+fn help_is_no_error() {
+    let folder = folder(&[]);
+    let output = xtask(folder.path(), &["qemu", "--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("--smmu-stage"));
+}
