@@ -284,8 +284,8 @@ impl<P: PhysicalGic> Vgic<P> {
     }
 
     /// Puts everything back to its state at a cold boot, the physical interrupts disabled and inactive.
-    /// No vCPU runs guest code; each calls [`Vgic::enter`] before it does again. The lines of software
-    /// sources become low.
+    /// No vCPU runs guest code; each calls [`Vgic::enter`] before it does again, and the caller clears
+    /// `ICH_AP0R<n>_EL2`, `ICH_AP1R<n>_EL2` and `ICH_VMCR_EL2`. The lines of software sources become low.
     pub fn reset(&mut self) {
         self.groups = [false; 2];
         self.spis.fill(Interrupt::new());
@@ -372,10 +372,7 @@ impl<P: PhysicalGic> Vgic<P> {
         match virt {
             Some(intid) => {
                 let id = Id { bank: vcpu, intid };
-                let interrupt = self.interrupt_mut(id);
-                interrupt.hw_pending = true;
-                // What is loaded tells at the next `leave` whether the guest has deactivated it.
-                interrupt.tied &= interrupt.loaded;
+                self.interrupt_mut(id).hw_pending = true;
                 self.refresh(id);
             }
             None => self.port.deactivate(source),
@@ -458,12 +455,12 @@ impl<P: PhysicalGic> Vgic<P> {
     /// Enables or disables the physical interrupt behind `id`; a disabled one is given back.
     fn gate(&mut self, id: Id, on: bool) {
         let Some(source) = self.source(id) else { return };
-        let Interrupt { forwarded, hw_pending, loaded, edge, .. } = *self.interrupt(id);
+        let Interrupt { forwarded, hw_pending, edge, .. } = *self.interrupt(id);
         if forwarded != on {
             self.port.set_enabled(source, on);
             self.interrupt_mut(id).forwarded = on;
         }
-        if !on && hw_pending && !loaded {
+        if !on && hw_pending {
             if edge {
                 self.port.set_pending(source, true);
             }
@@ -506,14 +503,15 @@ impl<P: PhysicalGic> Vgic<P> {
 
     /// Makes `id` active by software.
     fn set_active(&mut self, id: Id) {
+        // One that is routed to nobody must have a vCPU that can end it, too.
+        let home = self.route(id).unwrap_or(0);
         let interrupt = self.interrupt_mut(id);
         if interrupt.loaded {
             interrupt.force_active = Some(true);
         } else if !interrupt.active {
             interrupt.activate(interrupt.priority, interrupt.group1);
             interrupt.acknowledged = false;
-            // Routed to nobody; yet some vCPU must be able to end it.
-            interrupt.home.get_or_insert(0);
+            interrupt.home = Some(home as u8);
         }
         self.refresh(id);
     }

@@ -34,7 +34,7 @@ pub(super) struct Interrupt {
     pub hw_pending: bool,
 
     pub active: bool,
-    /// The physical interrupt is active as long as this one is. Never together with `hw_pending`.
+    /// The physical interrupt is active as long as this one is, and so `hw_pending` is not set.
     pub tied: bool,
     /// The priority and the group it was acknowledged with. They identify it in the active priorities
     /// registers until the guest drops its priority, whatever it reprograms meanwhile.
@@ -91,7 +91,12 @@ impl Interrupt {
 
     /// Whether it is pending, apart from what a list register holds.
     pub fn is_pending(&self) -> bool {
-        self.latch || self.hw_pending || (self.line && !self.edge)
+        self.latch || self.hw_pending || self.is_held()
+    }
+
+    /// Whether the line of a level-sensitive software source holds it pending.
+    pub fn is_held(&self) -> bool {
+        self.line && !self.edge
     }
 
     /// Makes it active, acknowledged at `priority` in Group 1 or 0.

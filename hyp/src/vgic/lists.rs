@@ -7,12 +7,11 @@
 //! ranks behind them, and the `VGrp<n>EIE`/`DIE` interrupts report the change of heart.
 //!
 //! Active interrupts go in first, but leave one list register to the pending ones: the most urgent of those
-//! may be about to preempt. An active interrupt that is left out, the least urgent first, is *evicted*
-//! (before those, what was made active by `ISACTIVER`: no end of interrupt is due for it):
+//! may be about to preempt. An active interrupt that is left out, the least urgent first, is *evicted*:
 //!
 //! * With `EOImode=0` priority drop and deactivation are one, in the reverse order of acknowledgement. An
 //!   end of interrupt that finds no list register counts in `EOIcount`, and raises the `LRENPIE`
-//!   maintenance interrupt; it was for the most urgent evicted one.
+//!   maintenance interrupt; it was for the most urgent evicted one that the vCPU acknowledged.
 //! * With `EOImode=1` deactivation comes in any order, so `ICC_DIR_EL1` is trapped and names it.
 //!
 //! `ICC_DIR_EL1` is always trapped where there are several vCPUs, because one may deactivate an SPI that is
@@ -134,8 +133,7 @@ impl<P: PhysicalGic> Vgic<P> {
             let id = Id { bank: vcpu, intid };
             let interrupt = self.interrupt(id);
             if interrupt.active {
-                let rank = u16::from(interrupt.active_priority);
-                active.offer(rank | u16::from(!interrupt.acknowledged) << 8, intid);
+                active.offer(interrupt.active_priority.into(), intid);
             } else if self.is_forwarded(id, vcpu) {
                 let enabled = group_enabled[usize::from(interrupt.group1)];
                 takeable += usize::from(enabled);
@@ -200,10 +198,10 @@ impl<P: PhysicalGic> Vgic<P> {
             interrupt.activate((lr >> lr::PRIORITY_SHIFT) as u8, lr & lr::GROUP1 != 0);
         }
         if lr & lr::HW != 0 {
-            // Once the guest has deactivated it, the physical one may have fired again already, perhaps on
-            // another CPU: then `hw_pending` is set, and is about the new one.
+            // If the guest has deactivated it, the physical one may have fired again already, perhaps on
+            // another CPU: then `hw_pending` is set.
             interrupt.hw_pending |= pending;
-            interrupt.tied = active && !interrupt.hw_pending;
+            interrupt.tied = active;
         } else if !active {
             deactivate |= core::mem::take(&mut interrupt.tied);
         }
@@ -250,7 +248,7 @@ impl Interrupt {
             lr |= lr::ACTIVE;
             // A list register that is both becomes pending at deactivation, with the priority it has now.
             let both = self.latch
-                && self.edge
+                && !self.is_held()
                 && forwarded
                 && !self.hw_pending
                 && !self.tied
@@ -270,7 +268,7 @@ impl Interrupt {
             self.lent_hw = core::mem::take(&mut self.hw_pending);
             if self.lent_hw {
                 lr |= physical;
-            } else if self.line && !self.edge {
+            } else if self.is_held() {
                 // The line may still be high when the guest deactivates it.
                 lr |= lr::EOI;
             }

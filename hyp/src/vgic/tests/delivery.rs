@@ -142,6 +142,66 @@ fn edges_are_neither_lost_nor_multiplied() {
 }
 
 #[test]
+fn what_comes_twice_while_active_comes_when_it_has_ended() {
+    let mut machine = Machine::running(1, 4);
+    // A write on top of a physical edge that is active.
+    machine.drive(EDGE, true);
+    machine.drive(EDGE, false);
+    assert_eq!(machine.take(0), Some(EDGE));
+    machine.set_bit(0, 0, EDGE, ISPENDR);
+    machine.finish(0, EDGE);
+    assert!(!machine.gic.get(physical(EDGE)).active);
+    assert_eq!(machine.take(0), Some(EDGE));
+    // A physical edge, and a second write, on top of that write.
+    machine.set_bit(0, 0, EDGE, ISPENDR);
+    machine.drive(EDGE, true);
+    machine.drive(EDGE, false);
+    machine.finish(0, EDGE);
+    assert_eq!(machine.take(0), Some(EDGE));
+    machine.finish(0, EDGE);
+    assert_eq!(machine.take(0), None);
+    assert!(!machine.gic.get(physical(EDGE)).active);
+    assert!(machine.is_idle());
+    // A write on top of an emulated level that stays high.
+    machine.exit(0, |vgic, _| vgic.set_line(UART, true));
+    assert_eq!(machine.take(0), Some(UART));
+    machine.set_bit(0, 0, UART, ISPENDR);
+    for _ in 0..3 {
+        machine.finish(0, UART);
+        assert_eq!(machine.take(0), Some(UART));
+    }
+}
+
+#[test]
+fn an_emulated_line_may_be_an_edge() {
+    let mut machine = Machine::running(1, 4);
+    machine.write(0, D, 0xc08, Word, 0x8888_8888);
+    machine.exit(0, |vgic, _| vgic.set_line(UART, true));
+    assert_eq!(machine.take(0), Some(UART));
+    machine.exit(0, |vgic, _| vgic.set_line(UART, true));
+    machine.finish(0, UART);
+    assert_eq!(machine.take(0), None, "no new edge");
+    machine.exit(0, |vgic, _| vgic.set_line(UART, false));
+    machine.exit(0, |vgic, _| vgic.set_line(UART, true));
+    machine.exit(0, |vgic, _| vgic.set_line(UART, false));
+    assert_eq!(machine.take(0), Some(UART), "the edge counts, not the level");
+    machine.finish(0, UART);
+    assert!(machine.is_idle());
+}
+
+#[test]
+fn an_end_that_nobody_waits_for_ends_nothing() {
+    let mut machine = Machine::running(1, 4);
+    machine.leave(0);
+    let mut lrs = ListRegisters::new(4);
+    machine.vgic.enter(0, &mut lrs);
+    machine.vgic.write(D, 0x300 + 4 * 6, Word, 1 << 8);
+    lrs.hcr |= 3 << 27;
+    machine.vgic.leave(0, &lrs);
+    assert_eq!(machine.vgic.read(D, 0x300 + 4 * 6, Word), 1 << 8);
+}
+
+#[test]
 fn each_vcpu_has_its_own_timers() {
     let mut machine = Machine::running(2, 4);
     for intid in [27, 30] {
@@ -319,11 +379,19 @@ fn a_guest_that_polls_the_active_state_sees_the_end() {
     machine.bit(1, 0, LEVEL, ISACTIVER);
     machine.settle();
     assert!(!machine.bit(1, 0, LEVEL, ISACTIVER));
+
+    machine.send_sgi(1, 5, 1);
+    machine.settle();
+    assert_eq!(machine.take(0), Some(5));
+    machine.bit(1, 0, 5, ISPENDR);
+    machine.settle();
+    assert!(!machine.bit(1, 0, 5, ISPENDR));
 }
 
 #[test]
 fn what_is_pending_follows_its_route_and_what_is_active_stays() {
     let mut machine = Machine::running(2, 4);
+    machine.write(1, D, 0xc30, Word, 2 << 16);
     for virt in [LEVEL, EDGE, 200] {
         let raise = |machine: &mut Machine| {
             if virt == 200 {
@@ -518,6 +586,17 @@ fn with_split_eoi_many_stay_active_and_end_in_any_order() {
 }
 
 #[test]
+fn an_active_state_that_was_written_belongs_to_the_right_vcpu() {
+    let mut machine = Machine::new(2, 4);
+    machine.set_bit(0, 1, 20, ISACTIVER);
+    machine.settle();
+    assert_eq!([machine.cpus[0].lr[0], machine.cpus[1].lr[0]], [0, 1 << 63 | 20]);
+    machine.set_bit(0, 1, 20, ICACTIVER);
+    machine.settle();
+    assert!(machine.is_idle());
+}
+
+#[test]
 fn dir_without_split_eoi_is_ignored() {
     let mut machine = Machine::running(2, 4);
     machine.drive(LEVEL, true);
@@ -572,6 +651,17 @@ fn a_group_that_the_vcpu_disabled_blocks_nobody() {
             machine.finish(0, intid);
         }
         assert!(machine.is_idle());
+        // The list registers are full of Group 1 when the vCPU disables that.
+        for intid in 100..110 {
+            machine.set_priority(0, 0, intid, 0xc0);
+        }
+        for intid in (100..110).chain(200..210) {
+            machine.set_bit(0, 0, intid, ISPENDR);
+        }
+        machine.settle();
+        machine.cpus[0].enabled = [true, false];
+        machine.settle();
+        assert_eq!(machine.take(0), Some(100));
     }
 }
 

@@ -224,6 +224,7 @@ fn reset_leaves_nothing_behind() {
     for spi in owned_spis() {
         machine.gic.drive(PhysicalInterrupt::Spi { intid: spi.phys }, true);
     }
+    machine.route(0, 36, 1);
     machine.gic.drive(PhysicalInterrupt::Ppi { vcpu: 1, intid: 27 }, true);
     machine.vgic.set_line(33, true);
     machine.send_sgi(0, 3, 0b11);

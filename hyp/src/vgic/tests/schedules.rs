@@ -286,7 +286,7 @@ fn poke(machine: &mut Machine, (what, at, value, by): Poke) {
     // Most accesses near registers that exist, some anywhere.
     let offset = match what & 3 {
         0 => at % 0x1000,
-        1 => at % 0x1_0000 & !3,
+        1 => (at % 0x1_0000) & !3,
         2 => at & !3,
         _ => at,
     };
