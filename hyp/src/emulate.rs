@@ -237,21 +237,21 @@ fn gic_register(running: &mut Running, region: Region, offset: u64, access: Acce
 
 fn uart_register(running: &mut Running, offset: u64, access: Access) {
     running.vm.exits.count(Reason::Uart);
-    let mut uart = running.vm.uart.lock();
+    let vm = running.vm;
+    let mut uart = vm.uart.lock();
     let before = uart.interrupt();
     let line = if access.write {
-        let value = get(running, access.register);
-        uart.write(offset, value)
+        uart.write(offset, get(running, access.register))
     } else {
         let value = uart.read(offset, access.width);
         set(running, access.register, access.extend(value));
         None
     };
     let after = uart.interrupt();
-    drop(uart);
     if let Some(line) = line {
-        console::CONSOLE.line(format_args!("[{}] {line}", running.vm.name()));
+        console::CONSOLE.line(format_args!("[{}] {line}", vm.name()));
     }
+    // With the UART still locked: levels must arrive in the order in which they arose.
     if before != after {
         running.with_gic(|gic| gic.set_line(guest_map::PL011_INTERRUPT.intid, after));
     }

@@ -4,7 +4,7 @@ use spin::Once;
 
 use crate::arch::{gic, timer};
 use crate::console::OPERATOR;
-use crate::machine::{hypervisor, need_attention};
+use crate::machine::hypervisor;
 use crate::run::Running;
 use crate::{machine, operator};
 
@@ -29,7 +29,7 @@ pub fn set_own(own: Own) {
 /// Takes every pending interrupt of this CPU, on which `running` runs, if anything.
 pub fn service(mut running: Option<&mut Running>) {
     while let Some(intid) = gic::acknowledge() {
-        if own(intid) {
+        if own(intid, running.as_deref_mut()) {
             gic::end(intid);
             continue;
         }
@@ -40,14 +40,20 @@ pub fn service(mut running: Option<&mut Running>) {
 }
 
 /// Handles `intid` if it is EL2's own.
-fn own(intid: u32) -> bool {
+fn own(intid: u32, running: Option<&mut Running>) -> bool {
     let own = OWN.get().expect("EL2's interrupts are set before any is enabled");
     if intid == gic::KICK {
         // Whoever kicked has left word of why.
     } else if intid == own.maintenance {
-        need_attention();
+        // Its line stays high until the list registers are looked after, which is before the guest goes on.
+        if let Some(running) = running {
+            running.with_gic(|_| {});
+        }
+        gic::set_virtual_control(0);
     } else if intid == own.timer {
         timer::cancel_alarm();
+        // Streams that were muted for long enough are heard again.
+        hypervisor().iommus.settle();
     } else if Some(intid) == own.operator {
         while let Some(byte) = OPERATOR.read() {
             operator::receive(byte);

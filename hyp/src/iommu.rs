@@ -6,15 +6,19 @@ use smmu::addr::{Pa, StreamId, VmIndex, Vmid};
 use smmu::caps::Refusal;
 use smmu::device::{Config, Smmu};
 use smmu::error::HostError;
-use smmu::streams::{Stage2Binding, State, Streams};
+use smmu::streams::{Stage2Binding, State, Stream, Streams};
 use smmu::teardown::Closed;
 use spin::{Mutex, MutexGuard};
 
+use crate::arch::timer;
 use crate::mem::frames::TableFrames;
 use crate::mem::shared::SmmuHardware;
 
 /// Records taken from an event queue before its lock is given up.
 const EVENTS_AT_ONCE: u32 = 256;
+
+/// When a muted stream is looked at again.
+const MUTED_AGAIN_US: u64 = 100_000;
 
 /// A driver of one SMMU.
 pub type Driver = Smmu<'static, SmmuHardware>;
@@ -82,6 +86,9 @@ impl Iommu {
                 log::debug!("{event:?} of {owner:?}");
             });
             let outcome = driver.service_gerror();
+            if driver.streams().any(Stream::is_muted) {
+                timer::alarm(timer::now_us() + MUTED_AGAIN_US);
+            }
             drop(driver);
             match (drained, outcome) {
                 (Ok(drained), Ok(())) if drained.more => {}

@@ -114,11 +114,6 @@ pub fn take_attention() -> bool {
     ATTENTION[cpu::number()].swap(false, Ordering::Acquire)
 }
 
-/// The maintenance interrupt came: this CPU's list registers ran dry.
-pub fn need_attention() {
-    ATTENTION[cpu::number()].store(true, Ordering::Release);
-}
-
 /// The physical interrupt controller as one VM's virtual one sees it.
 #[derive(Debug)]
 pub struct VmInterrupts {

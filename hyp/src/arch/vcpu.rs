@@ -85,6 +85,7 @@ const HCR: u64 = 1 // VM: stage 2
     | 1 << 20 | 1 << 21 // TIDCP, TACR: implementation-defined registers
     | 1 << 31 // RW: EL1 is AArch64
     | 1 << 35 // TLOR: limited ordering regions
+    | 1 << 36 // TERR: error records
     | 1 << 40 | 1 << 41; // APK, API: pointer authentication is the guest's own
 
 /// Trace, SVE, SME and activity monitors trap; FP and Advanced SIMD do not (Arm ARM, `CPTR_EL2` with E2H=0).

@@ -54,7 +54,10 @@ impl SmmuHardware {
 
 impl Registers for SmmuHardware {
     fn read32(&self, offset: u32) -> u32 {
-        self.registers.read32(offset.into())
+        let value = self.registers.read32(offset.into());
+        // What the SMMU wrote to memory before it changed the register is read after it.
+        sysreg::dsb_sy();
+        value
     }
 
     fn write32(&self, offset: u32, value: u32) {
@@ -63,7 +66,9 @@ impl Registers for SmmuHardware {
     }
 
     fn read64(&self, offset: u32) -> u64 {
-        self.registers.read64(offset.into())
+        let value = self.registers.read64(offset.into());
+        sysreg::dsb_sy();
+        value
     }
 
     fn write64(&self, offset: u32, value: u64) {
