@@ -37,7 +37,8 @@ pub fn nonce(repeatable: bool) -> u32 {
     let mut nonce =
         if repeatable { 0x1234_abcd } else { RandomState::new().build_hasher().finish() as u32 };
     while !is_harmless_to_a_bare_smmu(nonce) {
-        nonce = nonce.wrapping_add(1);
+        // A full-period generator: it does not linger near a bad number.
+        nonce = nonce.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
     }
     nonce
 }
