@@ -12,7 +12,9 @@
 //! * With `EOImode=0` priority drop and deactivation are one, in the reverse order of acknowledgement. An
 //!   end of interrupt that finds no list register counts in `EOIcount`, and raises the `LRENPIE`
 //!   maintenance interrupt; it was for the most urgent evicted one that the vCPU acknowledged.
-//! * With `EOImode=1` deactivation comes in any order, so `ICC_DIR_EL1` is trapped and names it.
+//! * With `EOImode=1` deactivation comes in any order, so `ICC_DIR_EL1` is trapped and names it. (A CPU without
+//!   `ICH_VTR_EL2.TDS` cannot trap it; there `EOIcount` serves, and a guest that ends evicted interrupts out
+//!   of order confuses its own.)
 //!
 //! `ICC_DIR_EL1` is always trapped where there are several vCPUs, because one may deactivate an SPI that is
 //! active in the list register of another. `EOImode=0`, which Linux uses at EL1, never writes it.
