@@ -1,1 +1,5 @@
-//! Placeholder.
+//! The system tests' harness: runs like `cargo xtask qemu`, in this process, with everything at hand to judge by.
+#![forbid(unsafe_code)]
+
+pub mod run;
+pub mod sabotage;

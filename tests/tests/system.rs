@@ -1,2 +1,30 @@
-//! System tests.
-fn main() {}
+//! System tests: the hypervisor and its guests under QEMU, judged by the same oracle as every run.
+//!
+//! Names start with what a test needs, which is how `cargo xtask test` chooses: `qemu::` bare-metal guests only,
+//! `linux::` the Linux guest.
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+#[path = "system/demonstration.rs"]
+mod demonstration;
+#[path = "system/harness.rs"]
+mod harness;
+#[path = "system/native.rs"]
+mod native;
+
+/// A named test.
+type Test = (&'static str, fn() -> Result<()>);
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // A machine has several CPUs of its own: more machines at once than host CPUs only wait for each other.
+    arguments.test_threads.get_or_insert_with(|| {
+        std::thread::available_parallelism().map_or(1, |cpus| cpus.get().div_ceil(2))
+    });
+    let tests = [demonstration::TESTS, harness::TESTS, native::TESTS].concat();
+    let trials = tests.into_iter().map(|(name, test)| {
+        Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit();
+}

@@ -1,0 +1,59 @@
+//! What runs have in common: time limits, files, expectations, and input that only QEMU can refuse.
+
+use anyhow::{Result, ensure};
+use tests::run::qemu;
+use xtask::exit::Exit;
+
+use crate::Test;
+
+pub const TESTS: &[Test] = &[
+    ("qemu::input_that_only_qemu_can_judge_is_refused", refused_by_qemu),
+    ("qemu::a_time_limit_has_its_own_exit_code", time_limit),
+    ("qemu::files_are_written", files),
+];
+
+/// A kernel that does nothing for ever: `wfi; b .-4`, with an arm64 Image header around it or without.
+fn idle_kernel(folder: &std::path::Path) -> Result<String> {
+    let path = folder.join("idle");
+    std::fs::write(&path, [0x7f, 0x20, 0x03, 0xd5, 0xff, 0xff, 0xff, 0x17])?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+fn refused_by_qemu() -> Result<()> {
+    for (arguments, expected) in [
+        (&["--device", "no-such-device"][..], "QEMU has no device \"no-such-device\""),
+        (&["--cpu", "no-such-cpu"], "--cpu no-such-cpu: this QEMU has no such model"),
+        (&["--machine-version", "1.0"], "--machine-version 1.0: this QEMU has no virt-1.0"),
+        (&["--native", "--device", "nvme,drive=nowhere"], "QEMU refuses the machine"),
+    ] {
+        let Err(error) = qemu(arguments) else { anyhow::bail!("{arguments:?} was accepted") };
+        ensure!(Exit::of(&error) == Exit::BadInput, "{arguments:?}: {error:#}");
+        ensure!(format!("{error:#}").contains(expected), "{arguments:?}: {error:#}");
+    }
+    Ok(())
+}
+
+fn time_limit() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let kernel = idle_kernel(folder.path())?;
+    qemu(&["--native", "--kernel", &kernel, "--timeout", "2"])?
+        .ended_with(Exit::TimedOut)?
+        .found("the time limit of 2 s has passed")?;
+    Ok(())
+}
+
+fn files() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let (trace, report, serial) = (path("trace"), path("report.json"), path("serial"));
+    qemu(&["--native", "--trace", &trace, "--report", &report, "--serial", &serial])?
+        .ended_with(Exit::Fail)?;
+    ensure!(std::fs::read_to_string(trace)?.contains("smmuv3_"), "--trace has no trace");
+    ensure!(
+        std::fs::read_to_string(serial)?.contains("@done role=rogue"),
+        "--serial has no console"
+    );
+    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(report)?)?;
+    ensure!(report["version"] == 1 && report["verdict"] == "fail", "{report}");
+    Ok(())
+}
