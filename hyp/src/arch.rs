@@ -12,6 +12,7 @@ pub mod gic;
 pub mod idregs;
 pub mod mmio;
 pub mod pcie;
+pub mod pmu;
 pub mod sysreg;
 pub mod timer;
 pub mod tlb;

@@ -12,14 +12,14 @@ use platform::report::{Cause, Quiesced, Teardown};
 use smmu::error::HostError;
 use smmu::streams::{State, Stopped};
 
-use crate::arch::{firmware, timer};
+use crate::arch::{firmware, pmu, timer};
 use crate::console::CONSOLE;
 use crate::life::{Life, Next};
 use crate::machine::{self, Hypervisor, gic, hypervisor};
 use crate::ownership::{self, Owned};
 use crate::pci::{self, Request, ResetPolicy, Scope};
 use crate::report;
-use crate::vm::{self, Vm};
+use crate::vm::{self, Past, Vm};
 
 /// How long the devices of a dead VM are watched.
 const WATCH_US: u64 = 250_000;
@@ -44,8 +44,11 @@ pub fn begin_with(vm: &Vm, cause: Cause, next: Next) {
         *life = Life::Stopping { cause, next };
     }
     vm.stopping.store(true, Ordering::Release);
-    match close(vm) {
-        Ok(streams) => note(vm, cause, streams),
+    let counter = pmu::start();
+    let closed = close(vm);
+    let instructions = counter.map(|counter| counter.count());
+    match closed {
+        Ok(streams) => note(vm, cause, streams, instructions),
         Err(error) => quarantine(vm, error),
     }
     for vcpu in &vm.vcpus {
@@ -84,7 +87,7 @@ fn close(vm: &Vm) -> Result<usize, HostError> {
 }
 
 /// Remembers the end of a VM for the report.
-fn note(vm: &Vm, cause: Cause, streams: usize) {
+fn note(vm: &Vm, cause: Cause, streams: usize, instructions: Option<u64>) {
     log::info!("{}: {}, {streams} streams closed", vm.name(), cause.name());
     let mut teardowns = vm.teardowns.lock();
     if teardowns.is_full() {
@@ -94,7 +97,7 @@ fn note(vm: &Vm, cause: Cause, streams: usize) {
         vm: vm.name().clone(),
         cause,
         streams: streams as u32,
-        instructions: None,
+        instructions,
         quiesced: Vec::new(),
     });
 }
@@ -106,6 +109,14 @@ fn quiesce(vm: &Vm, chosen: impl Fn(&Request) -> bool) -> bool {
         vm::requests(&vm.functions).into_iter().filter(chosen).collect();
     let outcomes = pci::quiesce(&bus.hardware, bus.topology, &requests, Scope::All);
     vm.pci.lock().quiesced(&mut &vm.space, &outcomes);
+    let mut pasts = vm.pasts.lock();
+    for outcome in &outcomes {
+        let owned = vm.functions.iter().position(|owned| owned.address == outcome.function);
+        if let Some(past) = owned.and_then(|index| pasts.get_mut(index)) {
+            *past = if outcome.how.is_reset() { Past::Clean } else { Past::Silent };
+        }
+    }
+    drop(pasts);
     if let Some(teardown) = vm.teardowns.lock().back_mut() {
         for outcome in &outcomes {
             // No more functions than the record has room for.
@@ -172,7 +183,7 @@ fn end_watch(vm: &Vm, cause: Cause, next: Next) {
         return quarantine(vm, "a function does not stop");
     }
     iommus.settle();
-    for owned in &vm.functions {
+    for (index, owned) in vm.functions.iter().enumerate() {
         let Some(iommu) = iommus.find(owned.smmu) else { continue };
         let mut driver = iommu.lock();
         if let Err(error) = driver.silence(owned.sid) {
@@ -180,7 +191,15 @@ fn end_watch(vm: &Vm, cause: Cause, next: Next) {
             return quarantine(vm, error);
         }
         if let Some(stream) = driver.stream_mut(owned.sid) {
-            name_late(vm, owned, cause, stream.stopped_after_teardown());
+            let late = stream.stopped_after_teardown();
+            drop(driver);
+            name_late(vm, owned, cause, late);
+            // What cannot be reset and was heard may be heard again.
+            if late.count > 0
+                && let Some(past @ Past::Silent) = vm.pasts.lock().get_mut(index)
+            {
+                *past = Past::Noisy;
+            }
         }
     }
     // Only now: it makes the functions stop, and those without a reset were to show what they still do.

@@ -17,14 +17,14 @@ use spin::Mutex;
 use crate::arch::cpu::MAX_CPUS;
 use crate::arch::{cache, gic, tlb};
 use crate::exits::Exits;
-use crate::iommu::Iommus;
+use crate::iommu::{Iommu, Iommus};
 use crate::life::Life;
-use crate::machine::{PciBus, VmInterrupts};
+use crate::machine::{PciBus, VmInterrupts, hypervisor};
 use crate::mem::frames::TableFrames;
 use crate::mem::guest::{GuestRam, OutOfMemory, OutsideRam};
 use crate::mem::shared::TableWords;
 use crate::ownership::{Owned, VmFunctions};
-use crate::pci::{Request, ResetPolicy};
+use crate::pci::{self, Request, ResetPolicy, Scope};
 use crate::vgic::{self, PhysicalSpi, Vgic};
 use crate::vpci::{BarMap, MapFailed, Vpci, VpciError};
 use crate::vuart::VirtualUart;
@@ -113,6 +113,17 @@ pub struct Vcpu {
     pub power: Mutex<Power>,
 }
 
+/// What is known of a function's past, and so what it takes to let it do DMA (C5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// It was reset, or nobody ever used it: it knows nothing.
+    Clean,
+    /// It has no reset, but a whole watch passed in silence.
+    Silent,
+    /// It has no reset and was heard during the watch: what it was told to do, it may still do.
+    Noisy,
+}
+
 /// A VM.
 pub struct Vm {
     /// Its place among the VMs.
@@ -133,6 +144,8 @@ pub struct Vm {
     pub binding: Stage2Binding,
     /// Its functions, as the machine knows them.
     pub functions: VmFunctions,
+    /// What is known of them, in the same order.
+    pub pasts: Mutex<Vec<Past, MAX_FUNCTIONS>>,
     /// Its PCI bus.
     pub pci: Mutex<Vpci>,
     /// Its interrupt controller.
@@ -200,8 +213,12 @@ impl Vm {
         .map_err(VmError::Gic)?;
         let index = VmIndex(index as u8);
         let binding = Stage2Binding::new(&space.dma, vmid);
+        let mut pasts = Vec::new();
         for function in &owned {
-            open_stream(iommus, function, index, &binding, config.dma_at_boot)?;
+            let iommu = iommus.find(function.smmu).expect("`ownership` checked that it is ours");
+            iommu.attach(function.sid, index).map_err(VmError::Stream)?;
+            // As many as there are functions.
+            let _ = pasts.push(past_at_boot(bus, iommu, function));
         }
         // RES1, and an eight-bit VMID, which every CPU has.
         let vtcr = format.vtcr() | 1 << 31;
@@ -211,6 +228,7 @@ impl Vm {
             vtcr,
             vttbr: space.cpu.root().raw() | u64::from(vmid.0) << 48,
             binding,
+            pasts: Mutex::new(pasts),
             functions: owned,
             pci: Mutex::new(pci),
             ram,
@@ -244,6 +262,13 @@ impl Vm {
             self.ram.copy_in(image.load, image.data).map_err(|OutsideRam| VmError::Image)?;
         }
         cache::invalidate_instructions();
+        if self.config.dma_at_boot == DmaAtBoot::Stage2 {
+            for (function, past) in self.functions.iter().zip(self.pasts.lock().iter()) {
+                if *past == Past::Clean {
+                    self.open(function).map_err(VmError::Stream)?;
+                }
+            }
+        }
         self.boots.fetch_add(1, Ordering::Relaxed);
         self.stopping.store(false, Ordering::Release);
         *self.life.lock() = Life::Running;
@@ -254,10 +279,34 @@ impl Vm {
         Ok(())
     }
 
-    /// Whether its function at `address` may master the bus: the VM lives, and so no close is under way.
+    /// Opens the stream of one of its functions, if it is closed.
+    fn open(&self, function: &Owned) -> Result<(), HostError> {
+        let iommu = hypervisor().iommus.find(function.smmu);
+        match iommu.expect("`ownership` checked that it is ours").open(function.sid, &self.binding)
+        {
+            Err(HostError::StreamOpen(_)) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// The guest switched bus mastering on for its function at `address`: whether the function may obey. If it may,
+    /// its stream is open afterwards.
     pub fn may_master(&self, address: Bdf) -> bool {
-        !self.stopping.load(Ordering::Acquire)
-            && self.functions.iter().any(|function| function.address == address)
+        if self.stopping.load(Ordering::Acquire) {
+            return false;
+        }
+        let Some(index) = self.functions.iter().position(|owned| owned.address == address) else {
+            return false;
+        };
+        let evidence = match self.pasts.lock()[index] {
+            Past::Clean => true,
+            Past::Silent => {
+                log::warn!("{}: {address} is used again unreset", self.name());
+                true
+            }
+            Past::Noisy => false,
+        };
+        evidence && self.open(&self.functions[index]).is_ok()
     }
 
     /// Whether none of its CPUs runs guest code.
@@ -280,20 +329,18 @@ pub fn requests(functions: &[Owned]) -> Vec<Request, MAX_FUNCTIONS> {
         .collect()
 }
 
-/// Gives a function's stream to its VM, and opens it if the VM's manifest lets it be used before any driver asks.
-fn open_stream(
-    iommus: &Iommus,
-    function: &Owned,
-    owner: VmIndex,
-    binding: &Stage2Binding,
-    dma_at_boot: DmaAtBoot,
-) -> Result<(), VmError> {
-    let iommu = iommus.find(function.smmu).expect("`ownership` checked that the SMMU is ours");
-    iommu.attach(function.sid, owner).map_err(VmError::Stream)?;
-    match dma_at_boot {
-        DmaAtBoot::Stage2 => iommu.open(function.sid, binding).map_err(VmError::Stream),
-        DmaAtBoot::Abort => Ok(()),
+/// EL2's boot is the end of an unknown predecessor: what it left armed is stopped, and remembered (C1, C6).
+fn past_at_boot(bus: &PciBus, iommu: &Iommu, owned: &Owned) -> Past {
+    if !bus.topology.get(owned.address).is_some_and(|function| function.armed_at_boot) {
+        return Past::Clean;
     }
+    if let Some(stream) = iommu.lock().stream_mut(owned.sid) {
+        stream.set_armed_at_close();
+    }
+    let request = requests(core::slice::from_ref(owned));
+    let outcomes = pci::quiesce(&bus.hardware, bus.topology, &request, Scope::All);
+    let reset = outcomes.iter().all(|outcome| outcome.how.is_reset() && outcome.clean);
+    if reset { Past::Clean } else { Past::Noisy }
 }
 
 fn build_space(ram: &GuestRam, format: Format) -> Result<Space, Stage2Error> {

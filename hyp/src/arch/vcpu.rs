@@ -91,7 +91,7 @@ const HCR: u64 = 1 // VM: stage 2
 /// Trace, SVE, SME and activity monitors trap; FP and Advanced SIMD do not (Arm ARM, `CPTR_EL2` with E2H=0).
 const CPTR: u64 = 0x33ff | 1 << 20 | 1 << 30;
 /// Performance monitors, statistical profiling and trace trap; `HPMN` is kept (Arm ARM, `MDCR_EL2`).
-const MDCR: u64 = 1 << 5 | 1 << 6 | 1 << 14 | 1 << 17 | 1 << 19;
+const MDCR: u64 = 1 << 5 | 1 << 6 | 1 << 14 | 1 << 19;
 const MDCR_HPMN: u64 = 0x1f;
 
 /// Sets this CPU's traps and stage-2 regime, once for its virtual CPU `index`. `vtcr` and `vttbr` describe the CPU root.
