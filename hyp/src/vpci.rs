@@ -1,16 +1,16 @@
 //! The guest-visible side of PCI: one flat bus 0 with the VM's functions, and nothing else.
 //!
-//! A guest's configuration space is an allow-list. What is not on it reads 0 and ignores writes; what is on it is either
-//! read from the function, or kept here and never reaches it, or reaches it bit by bit under policy. MSI, MSI-X, ATS, PRI,
-//! PASID and SR-IOV are neither visible nor reachable (C2, C8).
+//! A guest's configuration space is an allow-list. What is not on it reads 0 and ignores writes; what is on it
+//! is either read from the function, or kept here and never reaches it, or reaches it bit by bit under policy.
+//! MSI, MSI-X, ATS, PRI, PASID and SR-IOV are neither visible nor reachable (C2, C8).
 //!
 //! BARs are virtual. A guest may put them anywhere; one that lies inside the VM's windows appears there, in
-//! stage 2 if it has whole pages, by [`Vpci::decode`] if not. Physical BARs never move and always decode, so that no
-//! access of a guest ends in a bus error that its CPU did not ask for.
+//! stage 2 if it has whole pages, by [`Vpci::decode`] if not. Physical BARs never move and always decode, so
+//! that no access of a guest ends in a bus error that its CPU did not ask for.
 //!
-//! Bus master has two locks: the guest's own bit, and [`Vpci::admit`], which [`Vpci::close`] takes back. Whether a write
-//! that sets the guest's bit is evidence enough to admit the function again is not decided here (C5):
-//! [`Effects::bus_master`] reports it.
+//! Bus master has two locks: the guest's own bit, and [`Vpci::admit`], which [`Vpci::close`] takes back.
+//! Whether a write that sets the guest's bit is evidence enough to admit the function again is not decided here
+//! (C5): [`Effects::bus_master`] reports it.
 
 mod capability;
 mod function;
@@ -46,11 +46,11 @@ pub trait BarMap {
     ///
     /// # Errors
     ///
-    /// [`MapFailed`] if it cannot, and then nothing is mapped: the BAR stays out of sight until the guest's next
-    /// change of a BAR or a command register.
+    /// [`MapFailed`] if it cannot, and then nothing is mapped: the BAR stays out of sight until the guest's
+    /// next change of a BAR or a command register.
     fn map(&mut self, ipa: Ipa, pa: Pa, size: u64) -> Result<(), MapFailed>;
-    /// Takes back what [`BarMap::map`] mapped at `ipa`. When the call returns, no CPU of the VM reaches it any more:
-    /// the TLB invalidation is complete.
+    /// Takes back what [`BarMap::map`] mapped at `ipa`. When the call returns, no CPU of the VM reaches it any
+    /// more: the TLB invalidation is complete.
     fn unmap(&mut self, ipa: Ipa, size: u64);
 }
 
@@ -147,12 +147,13 @@ pub struct Vpci {
 }
 
 impl Vpci {
-    /// Builds the bus of a VM that owns the functions `owned`, in cold state and with no function admitted. Order in
+    /// Builds the bus of a VM that owns the functions `owned`, in cold state and with no function admitted.
+    /// Order in
     /// `owned` decides who gets a slot first, and which of two overlapping BARs wins.
     ///
     /// A function keeps its device number if it is on the root bus and the number is free; devices owned as a
-    /// whole keep their function numbers, any other function becomes function 0 of a slot of its own. Slots are chosen
-    /// such that each physical interrupt line becomes one virtual line, and no two become the same.
+    /// whole keep their function numbers, any other function becomes function 0 of a slot of its own. Slots are
+    /// chosen such that each physical interrupt line becomes one virtual line, and no two become the same.
     ///
     /// # Errors
     ///
@@ -211,9 +212,9 @@ impl Vpci {
             .any(|function| function.physical.at == physical && function.bus_master())
     }
 
-    /// Answers the guest's read of `width` bytes at `offset` into its ECAM. Any offset and width will do: what is
-    /// unaligned is read as the aligned words around it, and bytes where no function is, or past the end of the
-    /// function in which the access starts, are all ones.
+    /// Answers the guest's read of `width` bytes at `offset` into its ECAM. Any offset and width will do: what
+    /// is unaligned is read as the aligned words around it, and bytes where no function is, or past the end of
+    /// the function in which the access starts, are all ones.
     pub fn config_read<H: ConfigSpace>(&self, hardware: &H, offset: u64, width: Width) -> u64 {
         let access = Access::new(offset, width);
         let function = self.at(access.function);
@@ -230,12 +231,12 @@ impl Vpci {
         (value >> access.shift) as u64 & access.mask()
     }
 
-    /// Carries out the guest's write of `width` bytes at `offset` into its ECAM. Any offset, width and value will do:
-    /// bytes that [`Vpci::config_read`] reads as all ones for lack of a function are ignored.
+    /// Carries out the guest's write of `width` bytes at `offset` into its ECAM. Any offset, width and value
+    /// will do: bytes that [`Vpci::config_read`] reads as all ones for lack of a function are ignored.
     ///
-    /// Stage 2 follows through `map` before the call returns: first everything that is no longer right is unmapped,
-    /// then the new is mapped. A reset of a function that the guest asks for is done inside, at most about 1.5 seconds long, and
-    /// starts when the function's BARs are out of reach.
+    /// Stage 2 follows through `map` before the call returns: first everything that is no longer right is
+    /// unmapped, then the new is mapped. A reset of a function that the guest asks for is done inside, at most
+    /// about 1.5 seconds long, and starts when the function's BARs are out of reach.
     pub fn config_write<H: ConfigSpace + Clock, M: BarMap>(
         &mut self,
         hardware: &H,
@@ -280,7 +281,8 @@ impl Vpci {
         effects
     }
 
-    /// Says what is at `ipa` in the guest's PCI windows, for an access of `width` bytes that stage 2 did not map.
+    /// Says what is at `ipa` in the guest's PCI windows, for an access of `width` bytes that stage 2 did not
+    /// map.
     pub fn decode(&self, ipa: Ipa, width: Width) -> Target {
         window::decode(&self.functions, ipa, width)
     }
@@ -295,11 +297,11 @@ impl Vpci {
         }
     }
 
-    /// Clears the guest's bus master bit of every function, and keeps it from reaching any until that is admitted
-    /// again. The rest of the guest's view stays (C4).
+    /// Clears the guest's bus master bit of every function, and keeps it from reaching any until that is
+    /// admitted again. The rest of the guest's view stays (C4).
     ///
-    /// The functions themselves are told to stop, but for those that `linger` names by physical address: they keep
-    /// mastering the bus so that what they still do is seen (C6), until [`crate::pci::bus_master_off`] or
+    /// The functions themselves are told to stop, but for those that `linger` names by physical address: they
+    /// keep mastering the bus so that what they still do is seen (C6), until [`crate::pci::bus_master_off`] or
     /// [`crate::pci::quiesce`] stops them.
     pub fn close<H: ConfigSpace>(&mut self, hardware: &H, linger: impl Fn(Bdf) -> bool) {
         for function in &mut self.functions {
@@ -310,8 +312,8 @@ impl Vpci {
         }
     }
 
-    /// Takes note of what [`crate::pci::quiesce`] did: a function that was lost is out of the guest's reach, one that
-    /// came back is back.
+    /// Takes note of what [`crate::pci::quiesce`] did: a function that was lost is out of the guest's reach,
+    /// one that came back is back.
     pub fn quiesced<M: BarMap>(&mut self, map: &mut M, outcomes: &[Quiesced]) {
         for function in &mut self.functions {
             for outcome in
@@ -323,8 +325,9 @@ impl Vpci {
         window::refresh(&mut self.functions, map);
     }
 
-    /// Puts the bus into cold state: what a guest finds when it starts. No BAR is mapped and no function admitted. The
-    /// functions themselves are only told to stop: resetting them is [`crate::pci::quiesce`]'s work.
+    /// Puts the bus into cold state: what a guest finds when it starts. No BAR is mapped and no function
+    /// admitted. The functions themselves are only told to stop: resetting them is [`crate::pci::quiesce`]'s
+    /// work.
     pub fn reset<H: ConfigSpace, M: BarMap>(&mut self, hardware: &H, map: &mut M) {
         for function in &mut self.functions {
             function.close();

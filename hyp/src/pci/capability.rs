@@ -106,8 +106,9 @@ impl Capabilities {
         found
     }
 
-    /// Switches on what access control can do to keep the function apart from its neighbours, and returns whether
-    /// it does (section 6.12). What is missing from the capability is not controllable because it cannot happen.
+    /// Switches on what access control can do to keep the function apart from its neighbours, and returns
+    /// whether it does (section 6.12). What is missing from the capability is not controllable because it
+    /// cannot happen.
     pub(super) fn isolate<C: ConfigSpace>(&self, config: &Config<'_, C>) -> bool {
         let Some(acs) = self.acs else { return false };
         let able = config.read16(acs + reg::ACS_CAPABILITIES);

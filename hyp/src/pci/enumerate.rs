@@ -70,8 +70,8 @@ impl core::error::Error for PciError {}
 ///
 /// `buses` are the host bridge's bus numbers, the root bus first; `windows` its windows. Afterwards every
 /// endpoint is in D0, decodes its BARs, and neither masters the bus nor asserts an interrupt; what firmware had
-/// switched on is recorded in [`Function::armed_at_boot`]. Bridges pass requests on in both directions. A BAR for which
-/// there is no room has no place, and its function decodes no BAR of that kind.
+/// switched on is recorded in [`Function::armed_at_boot`]. Bridges pass requests on in both directions. A BAR
+/// for which there is no room has no place, and its function decodes no BAR of that kind.
 ///
 /// # Errors
 ///
@@ -220,7 +220,8 @@ impl<H: ConfigSpace + Clock> Walk<'_, H> {
         Some(multi_function)
     }
 
-    /// Returns the largest payload that fits the function and every bridge above it. A bridge keeps the one it has.
+    /// Returns the largest payload that fits the function and every bridge above it. A bridge keeps the one it
+    /// has.
     fn payload(
         &self,
         config: &Config<'_, H>,

@@ -126,6 +126,13 @@ impl Fake {
         self
     }
 
+    /// An I/O BAR whose upper address bits do not exist.
+    pub(crate) fn io16(mut self, index: u16, size: u32) -> Self {
+        self = self.io(index, size);
+        self.rw32(0x10 + 4 * index, size.wrapping_neg() & 0xffff);
+        self
+    }
+
     pub(crate) fn mem32(mut self, index: u16, size: u32) -> Self {
         self.rw32(0x10 + 4 * index, size.wrapping_neg());
         self.bars[usize::from(index)] = size.into();
@@ -513,6 +520,11 @@ impl ConfigSpace for World {
                     .flr
                     .is_some_and(|(register, bit)| usize::from(register) == at && byte & bit != 0);
             }
+        }
+        let status = offset == reg::STATUS || offset == reg::COMMAND && bytes == 4;
+        let errors = if offset == reg::STATUS { value } else { value >> 16 };
+        if status && errors & !u32::from(reg::STATUS_ERRORS) != 0 {
+            self.blame(format!("{value:#x} written to the status of {index}"));
         }
         self.react(index, &old);
         if flr {

@@ -2,8 +2,8 @@
 //!
 //! Bus master off keeps a function from starting requests, but a function may have promised some already: a
 //! device model, or a posted write in a bridge. Only a reset ends those for good, so a function that has one
-//! gets it. Whether a reset happened is not believed but looked at: the command register must have lost its bits,
-//! or a virtio device its status.
+//! gets it. Whether a reset happened is not believed but looked at: the command register must have lost its
+//! bits, or a virtio device its status.
 
 use heapless::Vec;
 use smmu::ports::Clock;
@@ -14,8 +14,8 @@ use super::{
     Port, Topology, reg,
 };
 
-/// How long outstanding requests may take to complete or to time out, in microseconds. The default completion timeout
-/// is at most 50 ms (section 2.8).
+/// How long outstanding requests may take to complete or to time out, in microseconds. The default completion
+/// timeout is at most 50 ms (section 2.8).
 const PENDING_US: u64 = 200_000;
 /// After a function-level reset, and after a bus reset below a PCI Express port (section 6.6.1).
 const RESET_US: u64 = 100_000;
@@ -123,12 +123,12 @@ pub fn bus_master_off<C: ConfigSpace>(space: &C, function: &Function) -> bool {
 /// Stops functions, all of one owner and at most [`MAX_VM_FUNCTIONS`]: bus master off, outstanding requests
 /// waited for, then the best reset that each has and its policy allows.
 ///
-/// The owner's whole list belongs into one call: waits are shared, and a bridge is reset only if everything below it is
-/// on the list. A function that `topology` does not know as an endpoint is left out of the answer.
+/// The owner's whole list belongs into one call: waits are shared, and a bridge is reset only if everything
+/// below it is on the list. A function that `topology` does not know as an endpoint is left out of the answer.
 ///
-/// Afterwards bus master is off, BARs decode where they were placed, the interrupt pin is disabled as it was, and the other
-/// registers that EL2 lets a guest write are as they were. A call takes at most about three seconds: it must not hold
-/// what another VM waits for (C7).
+/// Afterwards bus master is off, BARs decode where they were placed, the interrupt pin is enabled or disabled
+/// as it was, and the other registers that EL2 lets a guest write are as they were. A call takes at most about
+/// four seconds, and two more for every bus that it resets: it must not hold what another VM waits for (C7).
 pub fn quiesce<H: ConfigSpace + DeviceMemory + Clock>(
     hardware: &H,
     topology: &Topology,
@@ -166,8 +166,8 @@ pub(crate) enum Method {
     Pm,
 }
 
-/// Resets a function because its guest asked for it, and leaves every register as after a reset, but BARs placed and
-/// decoding.
+/// Resets a function because its guest asked for it, and leaves every register as after a reset, but BARs
+/// placed and decoding.
 pub(crate) fn reset_to_cold<H: ConfigSpace + Clock>(
     hardware: &H,
     function: &Function,
@@ -296,13 +296,17 @@ impl<'a> Job<'a> {
         true
     }
 
-    /// Waits for the function to answer after a reset, and puts its configuration back; returns whether it was
-    /// reset at all and can be used.
+    /// Whether the function answers.
+    fn answers<C: ConfigSpace>(&self, space: &C) -> bool {
+        let id = u32::from(self.function.device) << 16 | u32::from(self.function.vendor);
+        self.config(space).read32(reg::VENDOR_ID) == id
+    }
+
+    /// Puts the configuration back after a reset; returns whether the function was reset at all and can be
+    /// used.
     fn revive<H: ConfigSpace + Clock>(&self, hardware: &H) -> bool {
         let config = self.config(hardware);
         let function = self.function;
-        let id = u32::from(function.device) << 16 | u32::from(function.vendor);
-        wait_until(hardware, READY_US, || config.read32(reg::VENDOR_ID) == id);
         // Where no command bit sticks there is nothing to see.
         let kept = self.witness != 0 && config.read16(reg::COMMAND) & self.witness == self.witness;
         if let Some(power) = function.capabilities.power {
@@ -328,7 +332,7 @@ impl<'a> Job<'a> {
     fn is_usable<C: ConfigSpace>(&self, space: &C) -> bool {
         let config = self.config(space);
         let decode = reg::COMMAND_IO | reg::COMMAND_MEMORY | reg::COMMAND_BUS_MASTER;
-        config.read16(reg::VENDOR_ID) == self.function.vendor
+        self.answers(space)
             && config.read16(reg::COMMAND) & decode == self.function.decode()
             && self.function.bars_in_place(&config)
     }
@@ -375,6 +379,7 @@ fn run<H: ConfigSpace + Clock>(hardware: &H, jobs: &mut [Job<'_>], method: Metho
             How::Pm
         }
     };
+    wait_until(hardware, READY_US, || started.iter().all(|&index| jobs[index].answers(hardware)));
     for &index in &started {
         if jobs[index].revive(hardware) {
             jobs[index].stopped = Some(how);
@@ -417,7 +422,11 @@ fn reset_buses<H: ConfigSpace + Clock>(hardware: &H, topology: &Topology, jobs: 
         let port = above.capabilities.express.map(|express| express.port);
         let express = matches!(port, Some(Port::Root | Port::Downstream | Port::Upstream));
         wait(hardware, if express { RESET_US } else { CONVENTIONAL_RESET_US });
-        for job in jobs.iter_mut().filter(|job| job.function.at.bus() == bridge.secondary) {
+        let below = |job: &Job<'_>| job.function.at.bus() == bridge.secondary;
+        wait_until(hardware, READY_US, || {
+            jobs.iter().all(|job| !below(job) || job.answers(hardware))
+        });
+        for job in jobs.iter_mut().filter(|job| below(job)) {
             if job.revive(hardware) && job.stopped.is_none_or(|how| how == How::Idle) {
                 job.stopped = Some(How::BusReset);
             }

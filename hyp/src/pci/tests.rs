@@ -32,8 +32,8 @@ fn get<'a>(topology: &'a Topology, text: &str) -> &'a Function {
 fn zoo() -> World {
     let world = World::new();
     world.add(None, edu(1).command(7));
-    world.add(None, ohci(2));
-    world.add(None, es1370(3));
+    world.add(None, ohci(2).mem32(1, 0x20));
+    world.add(None, es1370(3).io16(1, 0x20));
     let port = world.add(None, Fake::bridge(4, ROOT_PORT).acs(0x100).command(7));
     world.add(Some(port), nvme(0).command(6));
     let port = world.add(None, Fake::bridge(5, ROOT_PORT).acs(0x100).mem32(0, 0x1000));
@@ -67,7 +67,7 @@ fn every_bar_has_pages_of_its_own_inside_a_window() {
     let world = zoo();
     let topology = world.enumerate();
     let ranges = ranges(&world);
-    assert_eq!(ranges.len(), 13);
+    assert_eq!(ranges.len(), 15);
     let pages = |range: &Range<u64>| range.start & !0xfff..(range.end + 0xfff) & !0xfff;
     for (index, (io, range)) in ranges.iter().enumerate() {
         let size = range.end - range.start;
@@ -211,12 +211,28 @@ fn what_must_be_off_is_switched_off() {
     world.add(None, fake);
     let mut other = edu(2);
     other.put16(0x42, reg::MSI_ENABLE);
+    // Its ROM decodes too, with the BARs' enable bit.
+    other.put16(reg::ROM, 1);
     world.add(None, other);
     world.enumerate();
     for register in [0x42, 0x166, 0x174, 0x186, 0x198] {
         assert_eq!(world.with(at("00:01.0"), |fake| fake.get16(register)), 0, "{register:#x}");
     }
     assert_eq!(world.with(at("00:02.0"), |fake| fake.get16(0x42)), 0);
+    assert_eq!(world.with(at("00:02.0"), |fake| fake.get16(reg::ROM)), 0);
+}
+
+#[test]
+fn what_nobody_knows_is_silent_too() {
+    let world = World::new();
+    let mut cardbus = Fake::new(1, 0, EDU, 0x06_0700).command(7);
+    cardbus.config[0x0e] = 2;
+    world.add(None, cardbus);
+    let topology = world.enumerate();
+    let function = get(&topology, "00:01.0");
+    assert_eq!((function.kind, function.armed_at_boot), (Kind::Unknown, true));
+    assert!(!world.armed(at("00:01.0")));
+    assert_eq!(function.assignable(), Err(Unassignable::NotAnEndpoint));
 }
 
 #[test]
@@ -267,6 +283,26 @@ fn what_does_not_fit_is_refused_by_name() {
     assert_eq!(world.with(at("00:01.0"), |fake| fake.get16(reg::COMMAND) & 7), 0);
     assert_eq!(get(&topology, "00:02.0").assignable(), Ok(()));
     assert_eq!(get(&topology, "00:00.0").assignable(), Err(Unassignable::NotAnEndpoint));
+}
+
+#[test]
+fn nothing_is_wasted_and_nothing_overhangs() {
+    // Just enough room, if the larger one comes first.
+    let mut world = World::new();
+    world.windows[1].cpu.size = 0x10_1000;
+    world.add(None, Fake::new(1, 0, EDU, 0).mem32(0, 0x1000));
+    world.add(None, Fake::new(2, 0, EDU, 0).mem32(0, 0x10_0000));
+    let topology = world.enumerate();
+    assert!(topology.functions()[1..].iter().all(|function| function.assignable().is_ok()));
+    // A bridge passes on whole megabytes: the last half of one is not for what is below it.
+    let mut world = World::new();
+    world.windows[1].cpu.size = 0x18_0000;
+    let port = world.add(None, Fake::bridge(1, None));
+    world.add(Some(port), Fake::new(1, 0, EDU, 0).mem32(0, 0x10_0000));
+    world.add(Some(port), Fake::new(2, 0, EDU, 0).mem32(0, 0x1000));
+    let topology = world.enumerate();
+    assert_eq!(get(&topology, "01:01.0").assignable(), Ok(()));
+    assert_eq!(get(&topology, "01:02.0").assignable(), Err(Unassignable::NoSpace { bar: 0 }));
 }
 
 #[test]
@@ -395,7 +431,7 @@ fn virtio_has_to_offer_access_platform() {
     // The structure is not where it claims to be.
     world.add(
         None,
-        Fake::new(5, 0, VIRTIO_BLK, 0).mem32(0, 0x1000).virtio(0x40, 1, 0, 0xffd, 0x1000),
+        Fake::new(5, 0, VIRTIO_BLK, 0).mem32(0, 0x1000).virtio(0x40, 1, 0, 0xff0, 0x1000),
     );
     world.add(None, Fake::new(6, 0, VIRTIO_BLK, 0).io(0, 0x1000).virtio(0x40, 1, 0, 0, 0x1000));
     world.add(None, Fake::new(7, 0, VIRTIO_BLK, 0).mem32(0, 0x1000).virtio(0x40, 1, 6, 0, 0x1000));
@@ -458,6 +494,20 @@ fn a_function_level_reset_is_restored() {
         assert_eq!(fake.config[0x3c], 7);
     });
     world.check();
+}
+
+#[test]
+fn a_reset_brings_back_nothing_that_must_be_off() {
+    let world = World::new();
+    // A function that comes out of reset with MSI-X on, and without access control.
+    let mut fake = nvme(1).multi_function().acs(0x1c0);
+    fake.put16(0x42, reg::MSIX_ENABLE);
+    world.add(None, fake);
+    let topology = world.enumerate();
+    let done = stop(&world, &topology, &["00:01.0"], Scope::All);
+    assert_eq!((done[0].how, done[0].usable), (How::Flr, true));
+    assert_eq!(world.with(at("00:01.0"), |fake| fake.get16(0x42)), 0);
+    assert_eq!(world.with(at("00:01.0"), |fake| fake.get16(0x1c6)), 0x1f);
 }
 
 #[test]

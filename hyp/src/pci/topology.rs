@@ -92,8 +92,8 @@ impl Topology {
     }
 
     /// Whether [`super::quiesce`] has something better than bus master off for the function, if its owner owns
-    /// everything on its bus, and the function does what it says. A virtio device counts, whose modern interface
-    /// [`super::dma_check`] has found.
+    /// everything on its bus, and the function does what it says. A virtio device counts, whose modern
+    /// interface [`super::dma_check`] has found.
     pub fn has_reset(&self, function: &Function) -> bool {
         let own = &function.capabilities;
         own.express.is_some_and(|express| express.flr)

@@ -118,7 +118,8 @@ fn common_configuration_at<C: ConfigSpace>(
     place.cpu.checked_add(start)
 }
 
-/// Returns the `cfg_type` of the vendor-specific capability at `offset`, or `None` if it is too short to have one.
+/// Returns the `cfg_type` of the vendor-specific capability at `offset`, or `None` if it is too short to have
+/// one.
 pub(crate) fn configuration_type<C: ConfigSpace>(
     config: &Config<'_, C>,
     offset: u16,

@@ -5,8 +5,8 @@ use heapless::Vec;
 use crate::pci::registers as reg;
 use crate::pci::{Config, ConfigSpace, Function, ResetPolicy, configuration_type};
 
-/// The `cfg_type` of the window through which a driver reaches BARs by configuration accesses (virtio 1.2, section
-/// 4.1.4.9): it would reach all of the BAR, whatever stage 2 says.
+/// The `cfg_type` of the window through which a driver reaches BARs by configuration accesses (virtio 1.2,
+/// section 4.1.4.9): it would reach all of the BAR, whatever stage 2 says.
 const VIRTIO_CONFIGURATION_ACCESS: u8 = 5;
 /// Power management, PCI Express, advanced features, and the vendor-specific ones.
 const MAX_SHOWN: usize = 16;
@@ -122,8 +122,8 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Turns the register's value into what the guest sees: with the guest's list, and nothing of what follows the
-    /// capability.
+    /// Turns the register's value into what the guest sees: with the guest's list, and nothing of what follows
+    /// the capability.
     pub(super) const fn present(&self, value: u32) -> u32 {
         let value = if self.inside == 0 { value & !0xffff | self.header } else { value };
         value & self.mask

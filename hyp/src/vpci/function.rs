@@ -9,7 +9,8 @@ const COMMAND_WRITABLE: u16 =
     reg::COMMAND_IO | reg::COMMAND_MEMORY | reg::COMMAND_BUS_MASTER | reg::COMMAND_INTX_DISABLE;
 /// A device serial number of version 1, with nothing after it.
 const SERIAL_HEADER: u32 = 1 << 16 | reg::EXT_SERIAL as u32;
-/// The device type "root complex integrated endpoint": what has no port above it, and hence no link to look after.
+/// The device type "root complex integrated endpoint": what has no port above it, and hence no link to look
+/// after.
 const TYPE_INTEGRATED: u16 = 9;
 /// The largest encoding of a read request size that is not reserved.
 const MAX_READ_REQUEST: u16 = 5;
@@ -93,8 +94,8 @@ impl VirtualFunction {
         self.state = State::default();
     }
 
-    /// Brings the physical command register in line. BARs decode always: what the guest sees of them is a matter of
-    /// stage 2.
+    /// Brings the physical command register in line. BARs decode always: what the guest sees of them is a
+    /// matter of stage 2.
     pub(super) fn apply_command<H: ConfigSpace>(&self, hardware: &H) {
         let mut command = self.physical.decode() | self.state.command & reg::COMMAND_INTX_DISABLE;
         if self.admitted && !self.lost && !self.state.asleep {
@@ -224,7 +225,9 @@ impl VirtualFunction {
         }
     }
 
-    /// Writes those bits of the aligned word at `register` that are set in `mask`, whole bytes of which at least one.
+    /// Writes those bits of the aligned word at `register` that are set in `mask`, whole bytes of which at
+    /// least one;
+    /// `value` has no others.
     pub(super) fn write<H: ConfigSpace>(
         &mut self,
         hardware: &H,
@@ -233,7 +236,6 @@ impl VirtualFunction {
         mask: u32,
     ) -> Change {
         let config = Config::new(hardware, self.physical.at);
-        let value = value & mask;
         match register {
             reg::COMMAND => {
                 let errors = (value >> 16) as u16 & reg::STATUS_ERRORS;

@@ -1,7 +1,8 @@
 //! Where functions appear on the guest's bus, and which interrupt lines they get there.
 //!
-//! A guest's pin arrives at line `(pin - 1 + slot) % 4`, so the slot decides the line. The guest's interrupt controller
-//! links one virtual interrupt to one physical one, so slots are chosen such that lines go one to one.
+//! A guest's pin arrives at line `(pin - 1 + slot) % 4`, so the slot decides the line. The guest's interrupt
+//! controller links one virtual interrupt to one physical one, so slots are chosen such that lines go one to
+//! one.
 
 use heapless::Vec;
 use platform::dt::Interrupt;
@@ -109,8 +110,8 @@ fn units(topology: &Topology, owned: &[&Function]) -> Vec<Unit, MAX_VM_FUNCTIONS
 }
 
 impl Unit {
-    /// Returns the slot modulo four that takes every pin to the line that `line` says; an inner `None` if no pin
-    /// cares, an outer one if pins disagree.
+    /// Returns the slot modulo four that takes every pin to the line that `line` says; an inner `None` if no
+    /// pin cares, an outer one if pins disagree.
     fn residue(
         &self,
         owned: &[&Function],

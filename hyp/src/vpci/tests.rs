@@ -337,6 +337,12 @@ fn small_and_io_bars_are_forwarded() {
     assert_eq!(decode(&guest, 0x1000_0f02, Width::U32), Target::Absent);
     assert_eq!(decode(&guest, u64::MAX, Width::U8), Target::Absent);
     assert_eq!(guest.stage2.log, []);
+    // A BAR that is smaller than the access.
+    let mut tiny = one(Fake::new(1, 0, EDU, 0).io(0, 4));
+    tiny.write32("00:01.0", 0x10, 0x1000);
+    _ = tiny.command("00:01.0", reg::COMMAND_IO);
+    assert!(matches!(decode(&tiny, io + 0x1000, Width::U32), Target::Forward(_)));
+    assert_eq!(decode(&tiny, io + 0x1000, Width::U64), Target::Absent);
     // The last port of the window, and past it.
     guest.write32("00:02.0", 0x10, PCI_IO_SIZE as u32 - 0x40);
     assert_eq!(decode(&guest, io + 0xffc0, Width::U32), Target::Forward(Pa::new(sound)));
@@ -378,8 +384,13 @@ fn virtio_structures_are_found_but_not_the_back_door() {
     }
     guest.world.check();
     // Any other vendor's capabilities mean anything.
-    let guest = one(Fake::new(1, 0, EDU, 0).cap(reg::CAP_VENDOR, 0x40));
+    let guest = one(Fake::new(1, 0, EDU, 0).virtio(0x40, 1, 0, 0, 0x1000));
     assert_eq!(guest.capabilities("00:01.0"), []);
+    // A capability ends where it says, not at the next word.
+    let mut odd = Fake::new(1, 0, VIRTIO_BLK, 0).virtio(0x40, 3, 0, 0, 0x1000);
+    odd.config[0x42] = 18;
+    odd.config[0x50..0x54].fill(0x77);
+    assert_eq!(one(odd).read32("00:01.0", 0x50), 0x7777);
 }
 
 #[test]
@@ -473,10 +484,14 @@ fn a_function_that_a_reset_lost_is_out_of_reach() {
     guest.write32("00:01.0", 0x10, 0x1010_0000);
     _ = guest.command("00:01.0", reg::COMMAND_MEMORY | reg::COMMAND_BUS_MASTER);
     assert_eq!(guest.stage2.maps, []);
-    // It comes back to life with a later reset.
+    // Even if it answers again, nobody knows in which state it is. A later reset brings it back.
     for fake in guest.world.fakes.borrow_mut().iter_mut() {
         (fake.gone, fake.fragile) = (false, false);
     }
+    _ = guest.command("00:01.0", reg::COMMAND_MEMORY);
+    _ = guest.command("00:01.0", reg::COMMAND_MEMORY | reg::COMMAND_BUS_MASTER);
+    assert_eq!(guest.stage2.maps, []);
+    guest.world.check();
     let outcomes = quiesce(&guest.world, &guest.topology, &requests(&["00:01.0"]), Scope::All);
     assert!(outcomes[0].usable);
     guest.vpci.quiesced(&mut guest.stage2, &outcomes);
@@ -517,6 +532,9 @@ fn sleep_takes_bars_and_bus_master_away() {
         assert_eq!(guest.read("00:01.0", 0x44, Width::U8) & 3, 3);
         assert_eq!(guest.stage2.maps, []);
         assert!(!guest.world.armed(at("00:01.0")));
+        // The byte above the state does not wake it up.
+        _ = guest.write("00:01.0", 0x45, Width::U8, 0);
+        assert_eq!(guest.read("00:01.0", 0x44, Width::U8) & 3, 3);
         let effects = guest.write("00:01.0", 0x44, Width::U16, 0);
         assert_eq!(effects.reset.is_some(), resets == 1);
         assert_eq!(guest.world.with(at("00:01.0"), |fake| fake.resets), resets);
@@ -836,8 +854,8 @@ fn without_changeable(fake: &Fake) -> Vec<u8> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever a guest writes, in whatever width and at whatever place: nothing panics, no function gets a bit that
-    /// is not the guest's to give, and stage 2 shows each BAR's own pages, inside a window, once.
+    /// Whatever a guest writes, in whatever width and at whatever place: nothing panics, no function gets a bit
+    /// that is not the guest's to give, and stage 2 shows each BAR's own pages, inside a window, once.
     #[test]
     fn no_write_goes_further_than_the_list(admitted in any::<bool>(), steps in prop::collection::vec(step(), 1..120)) {
         let mut guest = menagerie();
@@ -878,7 +896,8 @@ proptest! {
         for (fake, pristine) in guest.world.fakes.borrow().iter().zip(&pristine) {
             prop_assert_eq!(&without_changeable(fake), pristine);
         }
-        // `Stage2` has checked windows and overlaps; each mapping is exactly one BAR of one of the guest's functions.
+        // `Stage2` has checked windows and overlaps; each mapping is exactly one BAR of one of the guest's
+        // functions.
         for &(_, pa, size) in &guest.stage2.maps {
             let exact = guest.vpci.functions().flat_map(|(function, _)| function.bars.iter().flatten()).any(|bar| {
                 bar.is_memory() && bar.size == size && bar.place.is_some_and(|place| place.cpu.raw() == pa)

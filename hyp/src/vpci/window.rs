@@ -17,8 +17,8 @@ type Places = [[Option<Ipa>; BARS]; MAX_VM_FUNCTIONS];
 
 /// Brings stage 2 in line with what the functions decode.
 ///
-/// A BAR is in sight if it lies wholly inside a window for its kind, and on no other BAR in sight of a function that comes
-/// before its own, or of its own function with a lower number.
+/// A BAR is in sight if it lies wholly inside a window for its kind, and on no other BAR in sight of a function
+/// that comes before its own, or of its own function with a lower number.
 pub(super) fn refresh<M: BarMap>(functions: &mut [VirtualFunction], map: &mut M) {
     let wanted = settle(functions);
     for (function, wanted) in functions.iter_mut().zip(&wanted) {
@@ -98,7 +98,8 @@ fn in_window(bar: &Bar, bus: u64) -> Option<Range<u64>> {
     const MEM32: Range<u64> = window(guest_map::PCI_MEM32, guest_map::PCI_MEM32_SIZE);
     const MEM64: Range<u64> = window(guest_map::PCI_MEM64, guest_map::PCI_MEM64_SIZE);
     const IO: Range<u64> = window(guest_map::PCI_IO, guest_map::PCI_IO_SIZE);
-    // Memory addresses are the same on the guest's bus and in its address space; I/O port 0 is at the window's start.
+    // Memory addresses are the same on the guest's bus and in its address space; I/O port 0 is at the window's
+    // start.
     let (start, windows): (u64, &[Range<u64>]) =
         if bar.is_memory() { (bus, &[MEM32, MEM64]) } else { (bus.checked_add(IO.start)?, &[IO]) };
     let end = start.checked_add(bar.size)?;
