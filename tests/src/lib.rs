@@ -1,5 +1,6 @@
 //! The system tests' harness: runs like `cargo xtask qemu`, in this process, with everything at hand to judge by.
 #![forbid(unsafe_code)]
 
+pub mod built_in;
 pub mod run;
 pub mod sabotage;

@@ -10,8 +10,16 @@ use libtest_mimic::{Arguments, Failed, Trial};
 mod demonstration;
 #[path = "system/harness.rs"]
 mod harness;
+#[path = "system/linux.rs"]
+mod linux;
+#[path = "system/machines.rs"]
+mod machines;
 #[path = "system/native.rs"]
 mod native;
+#[path = "system/operator.rs"]
+mod operator;
+#[path = "system/suites.rs"]
+mod suites;
 
 /// A named test.
 type Test = (&'static str, fn() -> Result<()>);
@@ -22,7 +30,16 @@ fn main() {
     arguments.test_threads.get_or_insert_with(|| {
         std::thread::available_parallelism().map_or(1, |cpus| cpus.get().div_ceil(2))
     });
-    let tests = [demonstration::TESTS, harness::TESTS, native::TESTS].concat();
+    let tests = [
+        demonstration::TESTS,
+        harness::TESTS,
+        machines::TESTS,
+        operator::TESTS,
+        suites::TESTS,
+        native::TESTS,
+        linux::TESTS,
+    ]
+    .concat();
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
     });

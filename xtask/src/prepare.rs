@@ -18,6 +18,7 @@ use crate::plan::{self, Plan};
 use crate::request::Request;
 use crate::setup::{self, Qemu};
 use crate::size::MIB;
+use crate::slots::Placed;
 use crate::vm::{Content, ROGUE};
 
 /// What EL2 keeps for its tables at the top of RAM.
@@ -303,9 +304,19 @@ fn facts(
         expect: one.expect.clone(),
         may_be_cut_off: may_be_cut_off(request, &name(index), index),
     });
+    // Natively everything is the one guest's.
+    let owner =
+        |placed: &Placed| if request.native { booted.first().copied() } else { placed.owner };
+    // A built-in guest drives the first edu that it finds.
+    let driven = |vm: usize| {
+        let edus = plan
+            .devices
+            .iter()
+            .filter(|placed| owner(placed) == Some(vm) && placed.device.driver == "edu");
+        edus.map(|placed| placed.bdf).min()
+    };
     let devices = plan.devices.iter().filter_map(|placed| {
-        // Natively everything is the one guest's.
-        let owner = if request.native { *booted.first()? } else { placed.owner? };
+        let owner = owner(placed)?;
         let disks = loaded.iter().flat_map(|one| &one.disks);
         let disk = disks
             .into_iter()
@@ -318,6 +329,7 @@ fn facts(
             label: placed.device.driver.trim_end_matches("-pci").into(),
             vm: Some(name(owner)),
             disk: disk.map(|disk| disk.name.into()),
+            driven: driven(owner) == Some(placed.bdf),
         })
     });
     evidence::Machine {

@@ -136,6 +136,7 @@ impl Request {
             setup,
             quiet: false,
         };
+        request.check_its()?;
         request.check_files()?;
         request.check_plan()?;
         Ok(request)
@@ -163,6 +164,19 @@ impl Request {
             }
         }
         Ok(())
+    }
+
+    /// QEMU builds no `edu` into a machine that has nothing to send messages to.
+    fn check_its(&self) -> Result<()> {
+        let built_in = self.vms.iter().find(|vm| matches!(vm.content, Content::BuiltIn { .. }));
+        match built_in {
+            Some(vm) if !self.its => Err(bad_input(format!(
+                "--its off: the built-in {} needs an edu, which QEMU builds only where there is an ITS: use \
+                 --linux or --kernel",
+                vm.name.value
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Checks that what the run writes can be written, and that what it needs is there.

@@ -56,8 +56,16 @@ pub struct Outcome {
 ///
 /// What keeps the run from starting; a run that went wrong is an [`Outcome`].
 pub fn run(request: &Request) -> Result<Outcome> {
-    let prepared = prepare::prepare(request)?;
-    let recorded = record(request, &prepared)?;
+    run_prepared(request, &prepare::prepare(request)?)
+}
+
+/// Boots what was prepared, judges, and writes the report.
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn run_prepared(request: &Request, prepared: &Prepared) -> Result<Outcome> {
+    let recorded = record(request, prepared)?;
     let mut host = recorded.host;
     host.extend(prepared.disks.iter().filter_map(|disk| disk.check().err()));
     let ram = RamFile { path: prepared.machine.memory_file.clone(), base: RAM_BASE };

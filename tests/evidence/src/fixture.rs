@@ -113,6 +113,7 @@ fn machine() -> Machine {
             label: "edu".into(),
             vm: Some(vm.into()),
             disk: None,
+            driven: true,
         }
     };
     let mut regions = vec![Region { name: "hypervisor".into(), base: HYPERVISOR, size: SIZE }];

@@ -72,6 +72,8 @@ pub struct Device {
     pub vm: Option<String>,
     /// What its owner calls the disk behind it, if it must tell of one.
     pub disk: Option<String>,
+    /// Whether an owner that tells of every DMA drives it; otherwise it lies idle.
+    pub driven: bool,
 }
 
 impl Machine {

@@ -85,6 +85,7 @@ fn every_refusal_names_its_option() {
         (&["--memory", "12"], "--memory: \"12\" is not a size"),
         (&["--expect", ""], "--expect: an empty text"),
         (&["--timeout", "0"], "--timeout 0: "),
+        (&["--its", "off"], "--its off: the built-in victim needs an edu"),
         (&["--machine-version", "x"], "--machine-version x: not a machine version"),
         (
             &["--smmu-stage", "2", "--machine-version", "9.2"],

@@ -146,7 +146,7 @@ impl<'a> Gatherer<'a> {
         let machine = self.machine;
         let owner = subject.device.vm.as_deref().and_then(|name| machine.vm(name));
         match owner {
-            Some(vm) if vm.guest.testifies() => {
+            Some(vm) if vm.guest.testifies() && subject.device.driven => {
                 self.testified(subject, vm);
             }
             Some(vm) => self.observed(subject, vm),
@@ -479,7 +479,7 @@ impl<'a> Gatherer<'a> {
 
     /// Whether the function was reset when `vm` went, so that its DMA was cancelled.
     fn was_reset(&self, vm: &Vm, address: &str) -> bool {
-        let resets = ["flr", "pm", "bus-reset"];
+        let resets = ["flr", "virtio", "pm", "bus-reset"];
         let teardowns =
             self.report.vm(&vm.name).map(|vm| vm.teardowns.as_slice()).unwrap_or_default();
         let mut quiesced = teardowns.iter().flat_map(|teardown| &teardown.quiesced);

@@ -1,0 +1,47 @@
+//! The suites of the bare-metal guest image, each alone on the machine with an `edu`.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use xtask::request::{Action, Request};
+use xtask::size::MIB;
+use xtask::vm::{Content, Cpus, Said, Vm};
+
+use crate::run::{Run, boot, request};
+
+/// The memory of a VM that runs a suite.
+const MEMORY: u64 = 32 * MIB;
+
+/// A VM that runs the built-in guest in any of its roles.
+pub fn vm(name: &str, role: &str, cpus: u32) -> Vm {
+    let content = Content::BuiltIn { role: role.into(), append: String::new() };
+    let name = platform::name::parse(name).expect("tests use valid names");
+    let mut vm = Vm::new(Said::new(name, "the test"), content);
+    vm.cpus = Said::new(Cpus::Count(cpus), "the test");
+    vm.memory = Said::new(MEMORY, "the test");
+    vm
+}
+
+/// A run of these VMs with further options of `cargo xtask qemu`.
+///
+/// # Errors
+///
+/// Whatever is wrong with the options.
+pub fn machine(vms: Vec<Vm>, options: &[&str]) -> Result<Request> {
+    Ok(Request { vms, demonstration: false, ..request(options)? })
+}
+
+/// Orders the operator to do something a number of seconds after QEMU's start.
+pub fn order(request: &mut Request, seconds: u64, command: &str) {
+    let command = command.parse().expect("tests give orders that exist");
+    request.actions.push(Action { after: Duration::from_secs(seconds), command });
+}
+
+/// Runs one suite, and requires that it passed.
+///
+/// # Errors
+///
+/// What did not.
+pub fn suite(role: &str, cpus: u32, options: &[&str]) -> Result<Run> {
+    boot(&machine(vec![vm(role, role, cpus)], options)?)?.passed()
+}

@@ -1,0 +1,87 @@
+//! Machines other than the usual one: SMMU classes, no ITS, repeatable time, and what EL2 refuses.
+
+use anyhow::Result;
+use tests::built_in::{machine, vm};
+use tests::run::{qemu, request};
+use xtask::exit::Exit;
+use xtask::{prepare, run};
+
+use crate::Test;
+
+pub const TESTS: &[Test] = &[
+    ("qemu::stage_2_only_hardware_confines_as_well", stage_2_only),
+    ("qemu::stage_1_only_hardware_is_refused", stage_1_only),
+    ("linux::without_an_its", || passes(&["--linux", "--its", "off"])),
+    ("qemu::a_repeatable_run", || passes(&["--icount"])),
+    ("qemu::a_device_of_the_users_is_guest_0s", users_device),
+    ("qemu::a_corrupt_bundle_is_refused", corrupt_bundle),
+    ("qemu::too_little_memory_is_refused", too_little_memory),
+];
+
+fn passes(options: &[&str]) -> Result<()> {
+    qemu(options)?.passed()?;
+    Ok(())
+}
+
+fn stage_2_only() -> Result<()> {
+    qemu(&["--machine-version", "9.1", "--smmu-stage", "2"])?
+        .passed()?
+        .holds("the SMMU has stage 2 only", |outcome| {
+            outcome.verdict.report.smmu.iter().all(|smmu| smmu.class == "stage2")
+        })?;
+    Ok(())
+}
+
+fn stage_1_only() -> Result<()> {
+    qemu(&["--smmu-stage", "1"])?
+        .ended_with(Exit::Fail)?
+        .printed("[el2]")?
+        .printed("stage 2")?
+        .holds("no guest ran", |outcome| outcome.testimony.guests().next().is_none())?;
+    Ok(())
+}
+
+fn users_device() -> Result<()> {
+    let users = ["--device", "edu,addr=5", "--device", "edu"];
+    qemu(&users)?.passed()?.holds("the victim owns three functions", |outcome| {
+        let streams = &outcome.verdict.report.streams;
+        streams.iter().filter(|stream| stream.vm.as_deref() == Some("victim")).count() == 3
+    })?;
+    Ok(())
+}
+
+/// Boots the demonstration with one byte of the kernel's data in the bundle changed.
+fn corrupt_bundle() -> Result<()> {
+    let request = request(&[])?;
+    let prepared = prepare::prepare(&request)?;
+    let path = prepared
+        .machine
+        .boot
+        .initrd
+        .clone()
+        .ok_or_else(|| anyhow::anyhow!("there is no bundle"))?;
+    let mut bundle = std::fs::read(&path)?;
+    let kernel = bundle.windows(4).position(|bytes| bytes == b"ARM\x64");
+    let kernel = kernel.ok_or_else(|| anyhow::anyhow!("there is no kernel in the bundle"))?;
+    bundle[kernel + 64] ^= 1;
+    std::fs::write(&path, bundle)?;
+    let run = tests::run::Run { outcome: run::run_prepared(&request, &prepared)? };
+    run.ended_with(Exit::Fail)?
+        .printed("the data does not match its SHA-256")?
+        .holds("no guest ran", |outcome| outcome.testimony.guests().next().is_none())?;
+    Ok(())
+}
+
+/// The VM is larger than the machine: xtask would size the machine, so this one is cut down afterwards.
+fn too_little_memory() -> Result<()> {
+    let request = machine(vec![vm("big", "spin", 1)], &[])?;
+    let mut prepared = prepare::prepare(&request)?;
+    let bundle = std::fs::metadata(prepared.machine.boot.initrd.as_ref().expect("a bundle"))?.len();
+    anyhow::ensure!(bundle < 4 << 20, "the bundle alone fills the machine");
+    prepared.machine.memory = 32 << 20;
+    let run = tests::run::Run { outcome: run::run_prepared(&request, &prepared)? };
+    run.ended_with(Exit::Fail)?
+        .printed("give the machine more memory")?
+        .holds("no guest ran", |outcome| outcome.testimony.guests().next().is_none())?;
+    Ok(())
+}

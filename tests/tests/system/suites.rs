@@ -1,0 +1,20 @@
+//! The suites that run in a guest: interrupts, CPUs, and everything that no driver does.
+
+use anyhow::Result;
+use tests::built_in::suite;
+
+use crate::Test;
+
+pub const TESTS: &[Test] = &[
+    ("qemu::interrupts_on_one_cpu", || run("irq", 1, &[])),
+    ("qemu::interrupts_across_four_cpus", || run("irq", 4, &[])),
+    ("qemu::cpus_go_off_and_on", || run("smp", 4, &[])),
+    ("qemu::a_hostile_guest_hurts_only_itself", || run("probe", 2, &[])),
+    ("qemu::a_hostile_guest_on_a_cpu_with_everything", || run("probe", 2, &["--cpu", "max"])),
+    ("qemu::a_hostile_guest_on_the_oldest_cpu", || run("probe", 1, &["--cpu", "cortex-a57"])),
+];
+
+fn run(role: &str, cpus: u32, options: &[&str]) -> Result<()> {
+    suite(role, cpus, options)?;
+    Ok(())
+}
