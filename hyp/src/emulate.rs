@@ -13,7 +13,7 @@ use crate::machine::hypervisor;
 use crate::pci::DeviceMemory;
 use crate::psci::{self, Outcome};
 use crate::run::{Flow, Running};
-use crate::syndrome::{Access, RegisterAccess, Trap, Width};
+use crate::syndrome::{Access, RegisterAccess, Trap};
 use crate::vgic::{Region, SgiRegister};
 use crate::vm::{Power, Vm};
 use crate::vpci::Target;
@@ -169,7 +169,7 @@ const PCI_WINDOWS: [(Ipa, u64); 3] =
 
 fn config_register(running: &mut Running, offset: u64, access: Access) {
     running.vm.exits.count(Reason::PciConfig);
-    let width = pci_width(access.width);
+    let width = access.width;
     let hardware = &hypervisor().pci.hardware;
     let mut pci = running.vm.pci.lock();
     if access.write {
@@ -191,7 +191,7 @@ fn config_register(running: &mut Running, offset: u64, access: Access) {
 /// Answers an access to a BAR that stage 2 does not map; `false` if nothing is there.
 fn device_register(running: &mut Running, ipa: Ipa, access: Access) -> bool {
     running.vm.exits.count(Reason::PciForward);
-    let width = pci_width(access.width);
+    let width = access.width;
     let hardware = &hypervisor().pci.hardware;
     let target = running.vm.pci.lock().decode(ipa, width);
     match (target, access.write) {
@@ -209,28 +209,13 @@ fn device_register(running: &mut Running, ipa: Ipa, access: Access) -> bool {
     true
 }
 
-fn pci_width(width: Width) -> crate::pci::Width {
-    match width {
-        Width::Byte => crate::pci::Width::U8,
-        Width::Half => crate::pci::Width::U16,
-        Width::Word => crate::pci::Width::U32,
-        Width::Double => crate::pci::Width::U64,
-    }
-}
-
 fn gic_register(running: &mut Running, region: Region, offset: u64, access: Access) {
     running.vm.exits.count(Reason::Gic);
-    let width = match access.width {
-        Width::Byte => crate::vgic::Width::Byte,
-        Width::Half => crate::vgic::Width::Half,
-        Width::Word => crate::vgic::Width::Word,
-        Width::Double => crate::vgic::Width::Double,
-    };
     if access.write {
         let value = get(running, access.register);
-        running.with_gic(|gic| gic.write(region, offset, width, value));
+        running.with_gic(|gic| gic.write(region, offset, access.width, value));
     } else {
-        let value = running.with_gic(|gic| gic.read(region, offset, width));
+        let value = running.with_gic(|gic| gic.read(region, offset, access.width));
         set(running, access.register, access.extend(value));
     }
 }

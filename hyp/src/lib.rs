@@ -43,3 +43,4 @@ pub mod vgic;
 pub mod vm;
 pub mod vpci;
 pub mod vuart;
+pub mod width;

@@ -156,7 +156,7 @@ fn check_function(
         return Err(Problem::Inseparable(at, other.at));
     }
     let auto = vm.functions.iter().any(|claim| claim.address == at && claim.reset == Reset::Auto);
-    if vm.on_exit == OnExit::Restart && auto && !has_reset(function, topology) {
+    if vm.on_exit == OnExit::Restart && auto && !topology.has_reset(function) {
         return Err(Problem::NoReset(at));
     }
     let requester = topology.requester(function);
@@ -166,15 +166,6 @@ fn check_function(
         .and_then(|host| host.iommu_map.stream(requester))
         .filter(|(phandle, _)| facts.smmus.iter().any(|smmu| smmu.phandle == *phandle))
         .ok_or(Problem::NoStream(at))
-}
-
-/// Whether anything short of switching the machine off makes the function forget what it was told.
-pub fn has_reset(function: &Function, topology: &Topology) -> bool {
-    let own = &function.capabilities;
-    own.express.is_some_and(|express| express.flr)
-        || own.advanced.is_some()
-        || own.power.is_some()
-        || topology.bridges_above(function).next().is_some()
 }
 
 fn check_line(

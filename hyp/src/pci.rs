@@ -24,6 +24,8 @@ mod virtio;
 pub use platform::pcie::{Bdf, Pin};
 use smmu::addr::Pa;
 
+pub use crate::width::Width;
+
 pub use self::capability::{Capabilities, Express, Port, Power};
 pub(crate) use self::config::Config;
 pub use self::enumerate::{PciError, enumerate};
@@ -40,34 +42,9 @@ pub use self::virtio::{Bypass, dma_check};
 /// The most functions that one VM owns.
 pub const MAX_VM_FUNCTIONS: usize = 16;
 
-/// How many bytes one access moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Width {
-    /// One byte.
-    U8,
-    /// Two bytes.
-    U16,
-    /// Four bytes.
-    U32,
-    /// Eight bytes.
-    U64,
-}
-
-impl Width {
-    /// Returns the number of bytes.
-    pub const fn bytes(self) -> u64 {
-        match self {
-            Self::U8 => 1,
-            Self::U16 => 2,
-            Self::U32 => 4,
-            Self::U64 => 8,
-        }
-    }
-}
-
 /// The physical configuration space (ECAM, section 7.2.2).
 ///
-/// Accesses are naturally aligned, inside the function's 4 KiB and at most [`Width::U32`] wide. They are
+/// Accesses are naturally aligned, inside the function's 4 KiB and at most [`Width::Word`] wide. They are
 /// non-posted: a write has reached the function when the call returns.
 pub trait ConfigSpace {
     /// Reads a register of `function`; all ones if there is no such function.

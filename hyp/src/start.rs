@@ -243,7 +243,7 @@ fn start_pci(facts: &'static Machine, map: &mut Map) -> &'static PciBus {
         // Its streams stay closed, so it does not matter what is behind it.
         log::warn!("only the first of {} PCI host bridges is used", facts.pcie.len());
     }
-    map.add(pa_range(host.ecam), Use::Device);
+    map.add(pa_range(host.ecam), Use::Configuration);
     let hardware = mem::host_bridge(host);
     let topology = MutexGuard::leak(TOPOLOGY.lock());
     let buses = host.first_bus..=host.last_bus;
@@ -285,7 +285,7 @@ fn start_interrupts(facts: &Machine) {
         timer: facts.timers.hypervisor.intid,
         operator,
     });
-    for intid in operator {
+    if let Some(intid) = operator {
         machine::enable_own(intid, false);
     }
 }

@@ -2,40 +2,7 @@
 
 use smmu::addr::Ipa;
 
-/// How wide an access is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Width {
-    /// 8 bits.
-    Byte,
-    /// 16 bits.
-    Half,
-    /// 32 bits.
-    Word,
-    /// 64 bits.
-    Double,
-}
-
-impl Width {
-    /// Bytes.
-    pub const fn bytes(self) -> u64 {
-        match self {
-            Self::Byte => 1,
-            Self::Half => 2,
-            Self::Word => 4,
-            Self::Double => 8,
-        }
-    }
-
-    /// The bits of a value of this width.
-    pub const fn mask(self) -> u64 {
-        match self {
-            Self::Byte => 0xff,
-            Self::Half => 0xffff,
-            Self::Word => 0xffff_ffff,
-            Self::Double => u64::MAX,
-        }
-    }
-}
+use crate::width::Width;
 
 /// A load or store that the syndrome describes completely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +132,7 @@ mod tests {
     #[test]
     fn a_word_store_to_a_device_is_described() {
         // str w3, [x0] at 0x0900_0038: ISV, SAS=2, SRT=3, WnR, translation fault level 3.
-        let trap = Trap::decode(0x9383_0047, 0xffff_8000_1000_0038, 0x0900_00 << 4);
+        let trap = Trap::decode(0x9383_0047, 0xffff_8000_1000_0038, 0x9_0000);
         let access = Access {
             write: true,
             width: Width::Word,
@@ -178,13 +145,13 @@ mod tests {
 
     #[test]
     fn an_access_without_syndrome_is_opaque() {
-        let trap = Trap::decode(0x9200_0047, 0x38, 0x0900_00 << 4);
+        let trap = Trap::decode(0x9200_0047, 0x38, 0x9_0000);
         assert_eq!(trap, Trap::Opaque { ipa: Ipa::new(0x0900_0038) });
     }
 
     #[test]
     fn a_table_walk_is_opaque_even_with_syndrome() {
-        let trap = Trap::decode(0x9383_00c7, 0x38, 0x0900_00 << 4);
+        let trap = Trap::decode(0x9383_00c7, 0x38, 0x9_0000);
         assert_eq!(trap, Trap::Opaque { ipa: Ipa::new(0x0900_0038) });
     }
 

@@ -16,7 +16,7 @@ use crate::arch::{firmware, pmu, timer};
 use crate::console::CONSOLE;
 use crate::life::{Life, Next};
 use crate::machine::{self, Hypervisor, gic, hypervisor};
-use crate::ownership::{self, Owned};
+use crate::ownership::Owned;
 use crate::pci::{self, Request, ResetPolicy, Scope};
 use crate::report;
 use crate::vm::{self, Past, Vm};
@@ -69,13 +69,14 @@ fn close(vm: &Vm) -> Result<usize, HostError> {
         bus.topology.get(owned.address).is_some_and(|f| pci::is_armed(&bus.hardware, f))
     };
     let armed: Vec<&Owned, MAX_FUNCTIONS> = vm.functions.iter().filter(armed).collect();
-    // What has no reset lingers, so that what it still does is seen (C6).
-    vm.pci.lock().close(&bus.hardware, |_| true);
     let open = iommus.streams_of(vm.index, State::Stage2);
     let _closed = iommus.close(vm.index, vm.vmid)?;
     for &(number, sid) in &open {
         iommus.0[number].lock().watch(sid)?;
     }
+    // Only now: a reset that the guest asked for may hold this lock for a while. Functions linger on the bus, so
+    // that what they still do is seen (C6).
+    vm.pci.lock().close(&bus.hardware, |_| true);
     for owned in armed {
         if let Some(iommu) = iommus.find(owned.smmu)
             && let Some(stream) = iommu.lock().stream_mut(owned.sid)
@@ -138,7 +139,7 @@ fn record(outcome: &pci::Quiesced) -> Quiesced {
 fn forgets(request: &Request) -> bool {
     let topology = hypervisor().pci.topology;
     request.policy == ResetPolicy::Auto
-        && topology.get(request.function).is_some_and(|f| ownership::has_reset(f, topology))
+        && topology.get(request.function).is_some_and(|f| topology.has_reset(f))
 }
 
 /// Does what is left to do for `vm` on its first CPU, which runs no guest code.

@@ -40,6 +40,8 @@ mod tests;
 
 use heapless::Vec;
 
+pub use crate::width::Width;
+
 use interrupt::{Id, Interrupt, IntidSet};
 
 /// The most vCPUs a VM may have. vCPU n has affinity 0.0.0.n.
@@ -159,19 +161,6 @@ pub enum Region {
     Distributor,
     /// `GICR_*`: 128 KiB for each vCPU, one after the other.
     Redistributor,
-}
-
-/// How much of a register is accessed at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Width {
-    /// 8 bits.
-    Byte,
-    /// 16 bits: no GIC register has it.
-    Half,
-    /// 32 bits.
-    Word,
-    /// 64 bits.
-    Double,
 }
 
 /// Which system register generated an SGI.

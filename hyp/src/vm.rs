@@ -292,7 +292,9 @@ impl Vm {
     /// The guest switched bus mastering on for its function at `address`: whether the function may obey. If it may,
     /// its stream is open afterwards.
     pub fn may_master(&self, address: Bdf) -> bool {
-        if self.stopping.load(Ordering::Acquire) {
+        // Held until the stream is open: an end of the VM that begins meanwhile closes it again.
+        let life = self.life.lock();
+        if *life != Life::Running {
             return false;
         }
         let Some(index) = self.functions.iter().position(|owned| owned.address == address) else {

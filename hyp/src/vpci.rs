@@ -228,7 +228,7 @@ impl Vpci {
             };
             value |= u128::from(word) << (32 * index);
         }
-        (value >> access.shift) as u64 & access.mask()
+        (value >> access.shift) as u64 & access.width.mask()
     }
 
     /// Carries out the guest's write of `width` bytes at `offset` into its ECAM. Any offset, width and value
@@ -249,8 +249,8 @@ impl Vpci {
         let Some(index) = self.at(access.function) else { return Effects::default() };
         let function = &mut self.functions[index];
         let had_bus_master = function.bus_master();
-        let value = u128::from(value & access.mask()) << access.shift;
-        let mask = u128::from(access.mask()) << access.shift;
+        let value = u128::from(value & access.width.mask()) << access.shift;
+        let mask = u128::from(access.width.mask()) << access.shift;
         let mut asked = None;
         let mut moved = false;
         for (index, register) in access.registers() {
@@ -362,11 +362,6 @@ impl Access {
             shift: (offset & 3) as u32 * 8,
             width,
         }
-    }
-
-    /// Returns the bits of an access, lowest first.
-    const fn mask(&self) -> u64 {
-        u64::MAX >> (64 - 8 * self.width.bytes())
     }
 
     /// Returns the registers that the access touches, each `None` past the end of the function.

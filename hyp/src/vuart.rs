@@ -4,7 +4,7 @@ use core::fmt::Write as _;
 
 use heapless::{Deque, String};
 
-use crate::syndrome::Width;
+use crate::width::Width;
 
 /// The longest piece of a line that is printed at once.
 pub const MAX_LINE: usize = 256;

@@ -146,7 +146,7 @@ impl Cause {
 pub struct Quiesced {
     /// Its physical address, `BB:DD.F`.
     pub address: String<8>,
-    /// By what: `flr`, `pm`, `bus-reset`, `bus-master`, `idle`.
+    /// By what: `flr`, `virtio`, `pm`, `bus-reset`, `bus-master`, `idle`.
     pub how: String<12>,
     /// Whether EL2 has proof that it is quiet.
     pub clean: bool,

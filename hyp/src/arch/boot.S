@@ -7,7 +7,7 @@
 .equ HCR_RW,        1 << 31
 .equ SCTLR_RES1,    0x30c50830
 .equ SCTLR_ON,      0x30c50830 | (1 << 0) | (1 << 2) | (1 << 3) | (1 << 12)   // M, C, SA, I
-.equ MAIR,          0xff04          // 0: Device-nGnRE, 1: Normal write-back
+.equ MAIR,          0xff04          // 0: Device-nGnRE, 1: Normal write-back, 2: Device-nGnRnE
 .equ TCR,           0x80803510      // RES1, 4 KiB, inner shareable, write-back, 48-bit VA
 .equ BOOT_BLOCK,    0x745           // valid block, AF, inner shareable, MAIR index 1, read-write
 .equ R_AARCH64_RELATIVE, 0x403

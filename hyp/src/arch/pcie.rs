@@ -60,37 +60,35 @@ impl ConfigSpace for HostBridge {
     fn read(&self, function: Bdf, offset: u16, width: Width) -> u32 {
         let Some(at) = self.register(function, offset) else { return u32::MAX };
         match width {
-            Width::U8 => self.ecam.read8(at).into(),
-            Width::U16 => self.ecam.read16(at).into(),
-            Width::U32 | Width::U64 => self.ecam.read32(at),
+            Width::Byte => self.ecam.read8(at).into(),
+            Width::Half => self.ecam.read16(at).into(),
+            Width::Word | Width::Double => self.ecam.read32(at),
         }
     }
 
     fn write(&self, function: Bdf, offset: u16, width: Width, value: u32) {
         let Some(at) = self.register(function, offset) else { return };
         match width {
-            Width::U8 => self.ecam.write8(at, value as u8),
-            Width::U16 => self.ecam.write16(at, value as u16),
-            Width::U32 | Width::U64 => self.ecam.write32(at, value),
+            Width::Byte => self.ecam.write8(at, value as u8),
+            Width::Half => self.ecam.write16(at, value as u16),
+            Width::Word | Width::Double => self.ecam.write32(at, value),
         }
-        // Device-nGnRE answers early; the read makes sure that the function has seen the write.
-        let _ = self.ecam.read32(at & !3);
     }
 }
 
 impl DeviceMemory for HostBridge {
     fn load(&self, at: Pa, width: Width) -> u64 {
         if !self.holds(at, width) {
-            return u64::MAX >> (64 - 8 * width.bytes());
+            return width.mask();
         }
         // SAFETY: `holds` checked that the address is aligned and in a window of the bridge, where nothing but devices is; the
         // SMMU confines what they do. An address that no BAR occupies faults, which stops the machine but harms no memory.
         unsafe {
             match width {
-                Width::U8 => mmio::read8(at).into(),
-                Width::U16 => mmio::read16(at).into(),
-                Width::U32 => mmio::read32(at).into(),
-                Width::U64 => mmio::read64(at),
+                Width::Byte => mmio::read8(at).into(),
+                Width::Half => mmio::read16(at).into(),
+                Width::Word => mmio::read32(at).into(),
+                Width::Double => mmio::read64(at),
             }
         }
     }
@@ -102,10 +100,10 @@ impl DeviceMemory for HostBridge {
         // SAFETY: as in `load`.
         unsafe {
             match width {
-                Width::U8 => mmio::write8(at, value as u8),
-                Width::U16 => mmio::write16(at, value as u16),
-                Width::U32 => mmio::write32(at, value as u32),
-                Width::U64 => mmio::write64(at, value),
+                Width::Byte => mmio::write8(at, value as u8),
+                Width::Half => mmio::write16(at, value as u16),
+                Width::Word => mmio::write32(at, value as u32),
+                Width::Double => mmio::write64(at, value),
             }
         }
     }

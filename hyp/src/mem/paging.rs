@@ -53,11 +53,13 @@ pub enum Use {
     Data,
     /// Device registers.
     Device,
+    /// PCI configuration space, where a write is complete only when the function has seen it.
+    Configuration,
 }
 
 impl Use {
     fn attributes(self) -> El23Attributes {
-        // MAIR index 0 is Device-nGnRE, 1 Normal write-back (boot.S). Bit 6, AP[1], is RES1 at EL2.
+        // MAIR index 0 is Device-nGnRE, 1 Normal write-back, 2 Device-nGnRnE (boot.S). Bit 6, AP[1], is RES1 at EL2.
         let common = El23Attributes::VALID | El23Attributes::ACCESSED | El23Attributes::USER_RES1;
         let normal = common | El23Attributes::ATTRIBUTE_INDEX_1 | El23Attributes::INNER_SHAREABLE;
         match self {
@@ -65,6 +67,7 @@ impl Use {
             Self::Constants => normal | El23Attributes::READ_ONLY | El23Attributes::XN,
             Self::Data => normal | El23Attributes::XN,
             Self::Device => common | El23Attributes::ATTRIBUTE_INDEX_0 | El23Attributes::XN,
+            Self::Configuration => common | El23Attributes::ATTRIBUTE_INDEX_2 | El23Attributes::XN,
         }
     }
 }

@@ -14,27 +14,27 @@ impl<'a, C: ConfigSpace> Config<'a, C> {
     }
 
     pub(crate) fn read8(&self, offset: u16) -> u8 {
-        self.space.read(self.at, offset, Width::U8) as u8
+        self.space.read(self.at, offset, Width::Byte) as u8
     }
 
     pub(crate) fn read16(&self, offset: u16) -> u16 {
-        self.space.read(self.at, offset, Width::U16) as u16
+        self.space.read(self.at, offset, Width::Half) as u16
     }
 
     pub(crate) fn read32(&self, offset: u16) -> u32 {
-        self.space.read(self.at, offset, Width::U32)
+        self.space.read(self.at, offset, Width::Word)
     }
 
     pub(crate) fn write8(&self, offset: u16, value: u8) {
-        self.space.write(self.at, offset, Width::U8, value.into());
+        self.space.write(self.at, offset, Width::Byte, value.into());
     }
 
     pub(crate) fn write16(&self, offset: u16, value: u16) {
-        self.space.write(self.at, offset, Width::U16, value.into());
+        self.space.write(self.at, offset, Width::Half, value.into());
     }
 
     pub(crate) fn write32(&self, offset: u16, value: u32) {
-        self.space.write(self.at, offset, Width::U32, value);
+        self.space.write(self.at, offset, Width::Word, value);
     }
 
     /// Clears `bits` of a 16-bit register, which is not written if they are clear already.

@@ -62,9 +62,9 @@ pub fn dma_check<H: ConfigSpace + DeviceMemory>(
         return Ok(());
     }
     let common = common_configuration(hardware, function).ok_or(Bypass::NoModernInterface)?;
-    hardware.store(common.add(DEVICE_FEATURE_SELECT), Width::U32, 1);
-    let features = hardware.load(common.add(DEVICE_FEATURE), Width::U32);
-    hardware.store(common.add(DEVICE_FEATURE_SELECT), Width::U32, 0);
+    hardware.store(common.add(DEVICE_FEATURE_SELECT), Width::Word, 1);
+    let features = hardware.load(common.add(DEVICE_FEATURE), Width::Word);
+    hardware.store(common.add(DEVICE_FEATURE_SELECT), Width::Word, 0);
     // What is not there reads as all ones, and offers nothing.
     if features & ACCESS_PLATFORM != 0 && features != u64::from(u32::MAX) {
         Ok(())
@@ -81,7 +81,7 @@ pub(super) fn start_reset<H: ConfigSpace + DeviceMemory>(
 ) -> bool {
     let common = common_configuration(hardware, function);
     if let Some(common) = common {
-        hardware.store(common.add(DEVICE_STATUS), Width::U8, 0);
+        hardware.store(common.add(DEVICE_STATUS), Width::Byte, 0);
     }
     common.is_some()
 }
@@ -89,7 +89,7 @@ pub(super) fn start_reset<H: ConfigSpace + DeviceMemory>(
 /// Whether the reset of a virtio device has ended (virtio 1.2, section 4.1.4.3.2).
 pub(super) fn is_reset<H: ConfigSpace + DeviceMemory>(hardware: &H, function: &Function) -> bool {
     common_configuration(hardware, function)
-        .is_some_and(|common| hardware.load(common.add(DEVICE_STATUS), Width::U8) == 0)
+        .is_some_and(|common| hardware.load(common.add(DEVICE_STATUS), Width::Byte) == 0)
 }
 
 /// Returns where the common configuration structure of a virtio device is.

@@ -96,17 +96,6 @@ impl Part {
     }
 }
 
-impl Width {
-    fn bytes(self) -> u64 {
-        match self {
-            Self::Byte => 1,
-            Self::Half => 2,
-            Self::Word => 4,
-            Self::Double => 8,
-        }
-    }
-}
-
 /// Finds the register at `offset`, if there is one that can be accessed that way.
 fn decode(region: Region, offset: u64, width: Width, vcpus: usize) -> Option<Register> {
     if !offset.is_multiple_of(width.bytes()) {

@@ -93,7 +93,7 @@ impl Guest {
     }
 
     fn read32(&self, function: &str, register: u16) -> u32 {
-        self.read(function, register, Width::U32) as u32
+        self.read(function, register, Width::Word) as u32
     }
 
     fn write(&mut self, function: &str, register: u16, width: Width, value: u64) -> Effects {
@@ -102,11 +102,11 @@ impl Guest {
     }
 
     fn write32(&mut self, function: &str, register: u16, value: u32) {
-        _ = self.write(function, register, Width::U32, value.into());
+        _ = self.write(function, register, Width::Word, value.into());
     }
 
     fn command(&mut self, function: &str, value: u16) -> Effects {
-        self.write(function, reg::COMMAND, Width::U16, value.into())
+        self.write(function, reg::COMMAND, Width::Half, value.into())
     }
 
     fn pa(&self, physical: &str, bar: usize) -> u64 {
@@ -128,9 +128,9 @@ impl Guest {
         if self.read32(function, reg::COMMAND) >> 16 & 0x10 == 0 {
             return found;
         }
-        let mut next = self.read(function, reg::CAPABILITIES, Width::U8);
+        let mut next = self.read(function, reg::CAPABILITIES, Width::Byte);
         while next != 0 {
-            let header = self.read(function, next as u16, Width::U16);
+            let header = self.read(function, next as u16, Width::Half);
             found.push((header as u8, next as u8));
             assert!(found.len() < 48);
             next = header >> 8;
@@ -153,23 +153,23 @@ fn a_guest_sees_its_functions_and_nothing_else() {
     let guest = Guest::new(world, &["00:02.0"]);
     for slot in 0..=255 {
         let function = Bdf::from_requester_id(slot);
-        let id = guest.vpci.config_read(&guest.world, function.ecam_offset(), Width::U32);
+        let id = guest.vpci.config_read(&guest.world, function.ecam_offset(), Width::Word);
         let expected = if function == at("00:02.0") { NVME } else { u32::MAX };
         assert_eq!(id, expected.into(), "{function}");
     }
-    assert_eq!(guest.vpci.config_read(&guest.world, PCI_ECAM_SIZE, Width::U32), u32::MAX.into());
-    assert_eq!(guest.vpci.config_read(&guest.world, u64::MAX, Width::U64), u64::MAX);
+    assert_eq!(guest.vpci.config_read(&guest.world, PCI_ECAM_SIZE, Width::Word), u32::MAX.into());
+    assert_eq!(guest.vpci.config_read(&guest.world, u64::MAX, Width::Double), u64::MAX);
     assert_eq!(guest.read32("00:02.0", reg::REVISION), 0x0108_0201);
     assert_eq!(guest.read32("00:02.0", reg::SUBSYSTEM), 0xbeef_1234);
-    assert_eq!(guest.read("00:02.0", reg::HEADER_TYPE, Width::U8), 0);
-    assert_eq!(guest.read("00:02.0", reg::INTERRUPT_PIN, Width::U8), 1);
+    assert_eq!(guest.read("00:02.0", reg::HEADER_TYPE, Width::Byte), 0);
+    assert_eq!(guest.read("00:02.0", reg::INTERRUPT_PIN, Width::Byte), 1);
 }
 
 #[test]
 fn any_offset_and_width_reads_the_same_bytes() {
     let guest = one(nvme(1));
-    let bytes: Vec<u64> = (0..4096).map(|at| guest.read("00:01.0", at, Width::U8)).collect();
-    for (width, step) in [(Width::U16, 1), (Width::U32, 1), (Width::U64, 1)] {
+    let bytes: Vec<u64> = (0..4096).map(|at| guest.read("00:01.0", at, Width::Byte)).collect();
+    for (width, step) in [(Width::Half, 1), (Width::Word, 1), (Width::Double, 1)] {
         for start in (0..4096_usize).step_by(step) {
             let expected = (0..width.bytes() as usize).rev().fold(0, |value, at| {
                 // What comes after the function is nothing, even if a function is there.
@@ -188,14 +188,14 @@ fn any_offset_and_width_reads_the_same_bytes() {
 fn a_write_across_registers_reaches_both() {
     let mut guest = one(edu(1));
     // Interrupt line and the byte before it; then a word that ends in the next function.
-    _ = guest.write("00:01.0", 0x3b, Width::U16, 0x55aa);
-    assert_eq!(guest.read("00:01.0", reg::INTERRUPT_LINE, Width::U8), 0x55);
-    _ = guest.write("00:00.7", 0xffe, Width::U64, 0x0007_0000_0000_0000);
-    assert_eq!(guest.read("00:01.0", reg::COMMAND, Width::U16), 0);
+    _ = guest.write("00:01.0", 0x3b, Width::Half, 0x55aa);
+    assert_eq!(guest.read("00:01.0", reg::INTERRUPT_LINE, Width::Byte), 0x55);
+    _ = guest.write("00:00.7", 0xffe, Width::Double, 0x0007_0000_0000_0000);
+    assert_eq!(guest.read("00:01.0", reg::COMMAND, Width::Half), 0);
     // All of both BAR registers of a 64-bit BAR at once, not aligned to eight bytes.
     let mut guest = one(Fake::new(1, 0, NVME, 0).mem64(1, 0x4000, false));
-    _ = guest.write("00:01.0", 0x14, Width::U64, 0x90_1234_4567);
-    assert_eq!(guest.read("00:01.0", 0x14, Width::U64), 0x90_1234_4004);
+    _ = guest.write("00:01.0", 0x14, Width::Double, 0x90_1234_4567);
+    assert_eq!(guest.read("00:01.0", 0x14, Width::Double), 0x90_1234_4004);
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn bars_are_sized_as_on_hardware() {
     let mut guest = Guest::new(world, &["00:01.0", "00:02.0", "00:03.0"]);
     let mut size = |function, register| {
         // As Linux does: decode off, all ones, read, restore.
-        let command = guest.read(function, reg::COMMAND, Width::U16);
+        let command = guest.read(function, reg::COMMAND, Width::Half);
         _ = guest.command(function, command as u16 & !3);
         let old = guest.read32(function, register);
         guest.write32(function, register, u32::MAX);
@@ -269,7 +269,7 @@ fn a_64_bit_bar_goes_into_either_window() {
         (0xffff_ffff_ffff_c000, false),
         (0x8000_0000_1000_0000, false),
     ] {
-        _ = guest.write("00:01.0", 0x10, Width::U64, address);
+        _ = guest.write("00:01.0", 0x10, Width::Double, address);
         let expected: &[_] = if there { &[(address, pa, 0x4000)] } else { &[] };
         assert_eq!(guest.stage2.maps, expected, "{address:#x}");
     }
@@ -305,12 +305,12 @@ fn a_mapping_that_stage_2_refuses_is_tried_again() {
     guest.stage2.full = true;
     guest.write32("00:01.0", 0x10, 0x1010_0000);
     _ = guest.command("00:01.0", reg::COMMAND_MEMORY);
-    assert_eq!(guest.vpci.decode(Ipa::new(0x1010_0000), Width::U32), Target::Absent);
+    assert_eq!(guest.vpci.decode(Ipa::new(0x1010_0000), Width::Word), Target::Absent);
     guest.stage2.full = false;
     _ = guest.command("00:01.0", 0);
     _ = guest.command("00:01.0", reg::COMMAND_MEMORY);
     assert_eq!(guest.stage2.maps.len(), 1);
-    assert_eq!(guest.vpci.decode(Ipa::new(0x1010_0000), Width::U32), Target::Mapped);
+    assert_eq!(guest.vpci.decode(Ipa::new(0x1010_0000), Width::Word), Target::Mapped);
 }
 
 #[test]
@@ -322,32 +322,32 @@ fn small_and_io_bars_are_forwarded() {
     guest.write32("00:01.0", 0x10, 0x1000_0f00);
     guest.write32("00:02.0", 0x10, 0x1040);
     let decode = |guest: &Guest, ipa, width| guest.vpci.decode(Ipa::new(ipa), width);
-    assert_eq!(decode(&guest, 0x1000_0f00, Width::U32), Target::Absent);
+    assert_eq!(decode(&guest, 0x1000_0f00, Width::Word), Target::Absent);
     _ = guest.command("00:01.0", reg::COMMAND_MEMORY | reg::COMMAND_IO);
     _ = guest.command("00:02.0", reg::COMMAND_IO);
     let (ohci, sound) = (guest.pa("00:01.0", 0), guest.pa("00:02.0", 0));
-    assert_eq!(decode(&guest, 0x1000_0f00, Width::U32), Target::Forward(Pa::new(ohci)));
-    assert_eq!(decode(&guest, 0x1000_0ffc, Width::U32), Target::Forward(Pa::new(ohci + 0xfc)));
-    assert_eq!(decode(&guest, 0x1000_1000, Width::U8), Target::Absent);
-    assert_eq!(decode(&guest, 0x1000_0efc, Width::U32), Target::Absent);
+    assert_eq!(decode(&guest, 0x1000_0f00, Width::Word), Target::Forward(Pa::new(ohci)));
+    assert_eq!(decode(&guest, 0x1000_0ffc, Width::Word), Target::Forward(Pa::new(ohci + 0xfc)));
+    assert_eq!(decode(&guest, 0x1000_1000, Width::Byte), Target::Absent);
+    assert_eq!(decode(&guest, 0x1000_0efc, Width::Word), Target::Absent);
     let io = PCI_IO.raw();
-    assert_eq!(decode(&guest, io + 0x1044, Width::U8), Target::Forward(Pa::new(sound + 4)));
-    assert_eq!(decode(&guest, io + 0x1080, Width::U8), Target::Absent);
+    assert_eq!(decode(&guest, io + 0x1044, Width::Byte), Target::Forward(Pa::new(sound + 4)));
+    assert_eq!(decode(&guest, io + 0x1080, Width::Byte), Target::Absent);
     // EL2 could not make these accesses itself.
-    assert_eq!(decode(&guest, 0x1000_0f02, Width::U32), Target::Absent);
-    assert_eq!(decode(&guest, u64::MAX, Width::U8), Target::Absent);
+    assert_eq!(decode(&guest, 0x1000_0f02, Width::Word), Target::Absent);
+    assert_eq!(decode(&guest, u64::MAX, Width::Byte), Target::Absent);
     assert_eq!(guest.stage2.log, []);
     // A BAR that is smaller than the access.
     let mut tiny = one(Fake::new(1, 0, EDU, 0).io(0, 4));
     tiny.write32("00:01.0", 0x10, 0x1000);
     _ = tiny.command("00:01.0", reg::COMMAND_IO);
-    assert!(matches!(decode(&tiny, io + 0x1000, Width::U32), Target::Forward(_)));
-    assert_eq!(decode(&tiny, io + 0x1000, Width::U64), Target::Absent);
+    assert!(matches!(decode(&tiny, io + 0x1000, Width::Word), Target::Forward(_)));
+    assert_eq!(decode(&tiny, io + 0x1000, Width::Double), Target::Absent);
     // The last port of the window, and past it.
     guest.write32("00:02.0", 0x10, PCI_IO_SIZE as u32 - 0x40);
-    assert_eq!(decode(&guest, io + 0xffc0, Width::U32), Target::Forward(Pa::new(sound)));
+    assert_eq!(decode(&guest, io + 0xffc0, Width::Word), Target::Forward(Pa::new(sound)));
     guest.write32("00:02.0", 0x10, PCI_IO_SIZE as u32);
-    assert_eq!(decode(&guest, io + PCI_IO_SIZE, Width::U32), Target::Absent);
+    assert_eq!(decode(&guest, io + PCI_IO_SIZE, Width::Word), Target::Absent);
 }
 
 #[test]
@@ -355,14 +355,14 @@ fn what_a_guest_must_not_have_is_not_in_the_list() {
     let guest = one(nvme(1));
     assert_eq!(guest.capabilities("00:01.0"), [(reg::CAP_POWER, 0x60), (reg::CAP_EXPRESS, 0x80)]);
     // The serial number is all that is left of the extended list, and comes first.
-    assert_eq!(guest.read("00:01.0", 0x100, Width::U32), 0x0001_0003);
-    assert_eq!(guest.read("00:01.0", 0x104, Width::U64), 0x0102_0304_0506_0708);
+    assert_eq!(guest.read("00:01.0", 0x100, Width::Word), 0x0001_0003);
+    assert_eq!(guest.read("00:01.0", 0x104, Width::Double), 0x0102_0304_0506_0708);
     for register in (0x10c..0x1000).chain(0x40..0x60).chain(0xa0..0x100) {
-        assert_eq!(guest.read("00:01.0", register, Width::U8), 0, "{register:#x}");
+        assert_eq!(guest.read("00:01.0", register, Width::Byte), 0, "{register:#x}");
     }
     let guest = one(edu(1));
     assert_eq!(guest.capabilities("00:01.0"), []);
-    assert_eq!(guest.read("00:01.0", 0x100, Width::U32), 0);
+    assert_eq!(guest.read("00:01.0", 0x100, Width::Word), 0);
 }
 
 #[test]
@@ -374,9 +374,9 @@ fn virtio_structures_are_found_but_not_the_back_door() {
     assert_eq!(vendor, [0x70, 0x60, 0x50, 0x40]);
     assert_eq!(guest.read32("00:01.0", 0x78), 0x3000);
     // The notify multiplier is part of it, what follows is not.
-    assert_eq!(guest.read("00:01.0", 0x73, Width::U8), 2);
+    assert_eq!(guest.read("00:01.0", 0x73, Width::Byte), 2);
     for register in 0x84..0x98 {
-        assert_eq!(guest.read("00:01.0", register, Width::U8), 0);
+        assert_eq!(guest.read("00:01.0", register, Width::Byte), 0);
     }
     // All of the back door: BAR, offset, length, data.
     for register in (0x84..0x98).step_by(4) {
@@ -400,7 +400,7 @@ fn the_express_capability_is_that_of_an_integrated_endpoint() {
     world.add(Some(port), nvme(0));
     let mut guest = Guest::new(world, &["01:00.0"]);
     let slot = guest.address("01:00.0");
-    assert_eq!(guest.read(&slot, 0x82, Width::U16), 0x92);
+    assert_eq!(guest.read(&slot, 0x82, Width::Half), 0x92);
     // The port above carries 128 bytes, so that is what the function supports.
     assert_eq!(guest.read32(&slot, 0x84), 0x1000_8020);
     for register in (0x8c..0xc0).step_by(4) {
@@ -408,9 +408,9 @@ fn the_express_capability_is_that_of_an_integrated_endpoint() {
         assert_eq!(guest.read32(&slot, register), 0);
     }
     // Payload and read request, error messages, No Snoop, a reserved size.
-    _ = guest.write(&slot, 0x88, Width::U16, 0x5f3f);
-    assert_eq!(guest.read(&slot, 0x88, Width::U16), 0x5110);
-    _ = guest.write(&slot, 0x88, Width::U16, 0x7000);
+    _ = guest.write(&slot, 0x88, Width::Half, 0x5f3f);
+    assert_eq!(guest.read(&slot, 0x88, Width::Half), 0x5110);
+    _ = guest.write(&slot, 0x88, Width::Half, 0x7000);
     assert_eq!(guest.hardware("01:00.0", 0x88), 0x5800, "what the guest does not decide stays");
     guest.world.check();
 }
@@ -423,12 +423,12 @@ fn a_guest_resets_its_function_and_nothing_moves() {
         guest.world.mastering.set(true);
         guest.vpci.admit(&guest.world, at("00:01.0"));
         guest.write32("00:01.0", 0x10, 0x1010_0000);
-        _ = guest.write("00:01.0", reg::INTERRUPT_LINE, Width::U8, 9);
+        _ = guest.write("00:01.0", reg::INTERRUPT_LINE, Width::Byte, 9);
         _ = guest.command("00:01.0", reg::COMMAND_MEMORY | reg::COMMAND_BUS_MASTER);
         assert!(guest.world.armed(at("00:01.0")));
         let effects = match advanced {
-            true => guest.write("00:01.0", 0x84, Width::U8, 1),
-            false => guest.write("00:01.0", 0x88, Width::U16, 0x8000),
+            true => guest.write("00:01.0", 0x84, Width::Byte, 1),
+            false => guest.write("00:01.0", 0x88, Width::Half, 0x8000),
         };
         let done = effects.reset.unwrap();
         assert_eq!((done.how, done.clean, done.usable, done.armed), (How::Flr, true, true, true));
@@ -437,7 +437,7 @@ fn a_guest_resets_its_function_and_nothing_moves() {
         // Cold for the guest, ready for the next mapping.
         assert_eq!(guest.stage2.maps, []);
         assert_eq!(guest.read32("00:01.0", 0x10) & !0xf, 0);
-        assert_eq!(guest.read("00:01.0", reg::INTERRUPT_LINE, Width::U8), 0);
+        assert_eq!(guest.read("00:01.0", reg::INTERRUPT_LINE, Width::Byte), 0);
         assert_eq!(guest.hardware("00:01.0", reg::COMMAND), reg::COMMAND_MEMORY);
         let start = guest.topology.get(at("00:01.0")).unwrap().bars[0].unwrap().place.unwrap().bus;
         assert_eq!(guest.world.with(at("00:01.0"), |fake| fake.decoded(0)).unwrap().start, start);
@@ -467,7 +467,13 @@ fn bars_are_out_of_reach_before_a_reset_starts() {
     let mut witness = Witness { world: &guest.world, resets: None };
     let base = at("00:01.0").ecam_offset();
     for (register, value) in [(0x10, 0x1000_0000), (0x04, 2), (0x88, 0x8000)] {
-        _ = guest.vpci.config_write(&guest.world, &mut witness, base + register, Width::U32, value);
+        _ = guest.vpci.config_write(
+            &guest.world,
+            &mut witness,
+            base + register,
+            Width::Word,
+            value,
+        );
     }
     assert_eq!(witness.resets, Some(0));
     assert_eq!(guest.world.with(at("00:01.0"), |fake| fake.resets), 1);
@@ -479,7 +485,7 @@ fn a_function_that_a_reset_lost_is_out_of_reach() {
     fragile.fragile = true;
     let mut guest = one(fragile);
     guest.vpci.admit(&guest.world, at("00:01.0"));
-    let effects = guest.write("00:01.0", 0x88, Width::U16, 0x8000);
+    let effects = guest.write("00:01.0", 0x88, Width::Half, 0x8000);
     assert!(!effects.reset.unwrap().usable);
     guest.write32("00:01.0", 0x10, 0x1010_0000);
     _ = guest.command("00:01.0", reg::COMMAND_MEMORY | reg::COMMAND_BUS_MASTER);
@@ -508,10 +514,10 @@ fn a_policy_against_resets_hides_them() {
     let mut guest = Guest::with(world, &requests);
     assert_eq!(guest.read32("00:01.0", 0x84) & reg::DEVICE_CAPABILITIES_FLR, 0);
     assert_eq!(guest.capabilities("00:02.0"), []);
-    assert_eq!(guest.write("00:01.0", 0x88, Width::U16, 0x8000).reset, None);
-    assert_eq!(guest.write("00:02.0", 0x84, Width::U8, 1).reset, None);
+    assert_eq!(guest.write("00:01.0", 0x88, Width::Half, 0x8000).reset, None);
+    assert_eq!(guest.write("00:02.0", 0x84, Width::Byte, 1).reset, None);
     for state in [3, 0] {
-        assert_eq!(guest.write("00:01.0", 0x64, Width::U16, state).reset, None);
+        assert_eq!(guest.write("00:01.0", 0x64, Width::Half, state).reset, None);
     }
     assert_eq!(guest.world.with(at("00:01.0"), |fake| fake.resets), 0);
 }
@@ -526,16 +532,16 @@ fn sleep_takes_bars_and_bus_master_away() {
         _ = guest.command("00:01.0", reg::COMMAND_MEMORY | reg::COMMAND_BUS_MASTER);
         // D1 and D2 are not offered and not accepted; PME is neither.
         assert_eq!(guest.read32("00:01.0", 0x40) >> 16, 3);
-        _ = guest.write("00:01.0", 0x44, Width::U16, 0x0101);
-        assert_eq!(guest.read("00:01.0", 0x44, Width::U16) & 0x0103, 0);
-        _ = guest.write("00:01.0", 0x44, Width::U16, 3);
-        assert_eq!(guest.read("00:01.0", 0x44, Width::U8) & 3, 3);
+        _ = guest.write("00:01.0", 0x44, Width::Half, 0x0101);
+        assert_eq!(guest.read("00:01.0", 0x44, Width::Half) & 0x0103, 0);
+        _ = guest.write("00:01.0", 0x44, Width::Half, 3);
+        assert_eq!(guest.read("00:01.0", 0x44, Width::Byte) & 3, 3);
         assert_eq!(guest.stage2.maps, []);
         assert!(!guest.world.armed(at("00:01.0")));
         // The byte above the state does not wake it up.
-        _ = guest.write("00:01.0", 0x45, Width::U8, 0);
-        assert_eq!(guest.read("00:01.0", 0x44, Width::U8) & 3, 3);
-        let effects = guest.write("00:01.0", 0x44, Width::U16, 0);
+        _ = guest.write("00:01.0", 0x45, Width::Byte, 0);
+        assert_eq!(guest.read("00:01.0", 0x44, Width::Byte) & 3, 3);
+        let effects = guest.write("00:01.0", 0x44, Width::Half, 0);
         assert_eq!(effects.reset.is_some(), resets == 1);
         assert_eq!(guest.world.with(at("00:01.0"), |fake| fake.resets), resets);
         // With a soft reset it starts over, without it goes on.
@@ -556,7 +562,7 @@ fn bus_master_needs_guest_and_owner() {
     // Not admitted: the guest sees its bit, the function does not; `World::check` would tell.
     let effects = guest.command("00:01.0", reg::COMMAND_BUS_MASTER);
     assert_eq!(effects.bus_master, Some(BusMaster { function: one, on: true }));
-    assert_eq!(guest.read("00:01.0", reg::COMMAND, Width::U16), reg::COMMAND_BUS_MASTER.into());
+    assert_eq!(guest.read("00:01.0", reg::COMMAND, Width::Half), reg::COMMAND_BUS_MASTER.into());
     assert_eq!(guest.command("00:01.0", reg::COMMAND_BUS_MASTER), Effects::default());
     guest.world.check();
 
@@ -572,7 +578,7 @@ fn bus_master_needs_guest_and_owner() {
     guest.vpci.close(&guest.world, |function| function == two);
     assert!(!guest.world.armed(one) && guest.world.armed(two));
     assert!(!guest.vpci.bus_master(one) && !guest.vpci.bus_master(two));
-    assert_eq!(guest.read("00:02.0", reg::COMMAND, Width::U16), 0);
+    assert_eq!(guest.read("00:02.0", reg::COMMAND, Width::Half), 0);
     guest.world.mastering.set(false);
     let effects = guest.command("00:01.0", reg::COMMAND_BUS_MASTER | reg::COMMAND_MEMORY);
     assert_eq!(effects.bus_master, Some(BusMaster { function: one, on: true }));
@@ -591,7 +597,7 @@ fn closing_keeps_the_rest_of_the_guests_view() {
     );
     guest.vpci.close(&guest.world, |_| false);
     let kept = reg::COMMAND_MEMORY | reg::COMMAND_INTX_DISABLE;
-    assert_eq!(guest.read("00:01.0", reg::COMMAND, Width::U16), kept.into());
+    assert_eq!(guest.read("00:01.0", reg::COMMAND, Width::Half), kept.into());
     assert_eq!(guest.hardware("00:01.0", reg::COMMAND), kept);
     assert_eq!(guest.stage2.maps.len(), 1);
     // A cold start keeps nothing.
@@ -606,13 +612,13 @@ fn closing_keeps_the_rest_of_the_guests_view() {
 fn status_errors_clear_and_the_rest_stays() {
     let mut guest = one(edu(1));
     guest.world.with(at("00:01.0"), |fake| fake.put16(reg::STATUS, 0xf91f));
-    assert_eq!(guest.read("00:01.0", reg::STATUS, Width::U16), 0xf908);
+    assert_eq!(guest.read("00:01.0", reg::STATUS, Width::Half), 0xf908);
     // A write of the command alone clears nothing.
     _ = guest.command("00:01.0", 0xffff);
-    assert_eq!(guest.read("00:01.0", reg::STATUS, Width::U16), 0xf908);
-    _ = guest.write("00:01.0", reg::STATUS, Width::U16, 0x8fff);
-    assert_eq!(guest.read("00:01.0", reg::STATUS, Width::U16), 0x7008);
-    assert_eq!(guest.read("00:01.0", reg::COMMAND, Width::U16), 0x0407);
+    assert_eq!(guest.read("00:01.0", reg::STATUS, Width::Half), 0xf908);
+    _ = guest.write("00:01.0", reg::STATUS, Width::Half, 0x8fff);
+    assert_eq!(guest.read("00:01.0", reg::STATUS, Width::Half), 0x7008);
+    assert_eq!(guest.read("00:01.0", reg::COMMAND, Width::Half), 0x0407);
 }
 
 #[test]
@@ -636,11 +642,11 @@ fn slots_and_function_numbers() {
     assert_eq!(guest.address("00:02.0"), "00:02.0");
     for function in ["00:03.0", "00:03.1", "00:03.2"] {
         assert_eq!(guest.address(function), function);
-        assert_eq!(guest.read(function, reg::HEADER_TYPE, Width::U8), 0x80);
+        assert_eq!(guest.read(function, reg::HEADER_TYPE, Width::Byte), 0x80);
     }
     // Lone functions: function 0, one of them in the device's slot.
     assert_eq!(guest.address("00:04.1"), "00:04.0");
-    assert_eq!(guest.read("00:04.0", reg::HEADER_TYPE, Width::U8), 0);
+    assert_eq!(guest.read("00:04.0", reg::HEADER_TYPE, Width::Byte), 0);
     // A bridge that nobody sees takes no slot.
     assert_eq!(guest.address("00:04.2"), "00:05.0");
     // INTA behind slot 5 arrives at line 1, as it does at the same pin of slots 1, 5, 9.
@@ -749,7 +755,7 @@ fn a_pin_that_leads_nowhere_is_not_shown() {
     let topology = world.enumerate();
     let vpci =
         Vpci::new(&world, &topology, &requests(&["00:01.0"]), &InterruptMap::default()).unwrap();
-    assert_eq!(vpci.config_read(&world, (1 << 15) + 0x3d, Width::U8), 0);
+    assert_eq!(vpci.config_read(&world, (1 << 15) + 0x3d, Width::Byte), 0);
     assert_eq!(vpci.intx_lines(), []);
 }
 
@@ -815,7 +821,7 @@ fn value() -> impl Strategy<Value = u64> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let width = || prop::sample::select(vec![Width::U8, Width::U16, Width::U32, Width::U64]);
+    let width = || prop::sample::select(vec![Width::Byte, Width::Half, Width::Word, Width::Double]);
     prop_oneof![
         30 => (offset(), width(), value()).prop_map(|(offset, width, value)| Step::Write { offset, width, value }),
         5 => (offset(), width()).prop_map(|(offset, width)| Step::Read { offset, width }),
