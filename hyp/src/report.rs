@@ -81,15 +81,21 @@ fn send_vm(out: &mut Sender, vm: &Vm) {
         cpus: vm.config.cpus.iter().copied().collect(),
         exits: vm.exits.total(),
     }));
-    for segment in vm.ram.segments() {
+    let ram = vm.ram.segments().iter().map(|s| (s.ipa, s.pa, s.size, MemoryKind::Ram));
+    // A bus that is being reset is left out: nobody waits for it here.
+    let pci = vm.pci.try_lock();
+    let bars = pci.iter().flat_map(|pci| pci.mapped());
+    let bars = bars.map(|(ipa, pa, size)| (ipa, pa, size, MemoryKind::Mmio));
+    for (ipa, pa, size, kind) in ram.chain(bars) {
         out.send(&Record::VmMemory(VmMemory {
             vm: name.clone(),
-            ipa: Hex(segment.ipa.raw()),
-            pa: Hex(segment.pa.raw()),
-            size: segment.size,
-            kind: MemoryKind::Ram,
+            ipa: Hex(ipa.raw()),
+            pa: Hex(pa.raw()),
+            size,
+            kind,
         }));
     }
+    drop(pci);
     for teardown in vm.teardowns.lock().iter() {
         out.send(&Record::Teardown(teardown.clone()));
     }

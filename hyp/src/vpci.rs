@@ -287,6 +287,12 @@ impl Vpci {
         window::decode(&self.functions, ipa, width)
     }
 
+    /// Returns the BARs that the guest's CPUs reach directly: where the guest sees them, where they are, and how many
+    /// bytes.
+    pub fn mapped(&self) -> impl Iterator<Item = (Ipa, Pa, u64)> {
+        window::mapped(&self.functions)
+    }
+
     /// Lets the guest's bus master bit of a physical function reach it, from now on.
     pub fn admit<H: ConfigSpace>(&mut self, hardware: &H, physical: Bdf) {
         for function in

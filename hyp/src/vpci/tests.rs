@@ -297,6 +297,8 @@ fn of_overlapping_bars_the_first_wins() {
     // The other one appears when the first leaves.
     _ = guest.command("00:01.0", 0);
     assert_eq!(guest.stage2.maps, [(0x1010_0000, second, 1 << 20)]);
+    let mapped: Vec<_> = guest.vpci.mapped().collect();
+    assert_eq!(mapped, [(Ipa::new(0x1010_0000), Pa::new(second), 1 << 20)]);
 }
 
 #[test]

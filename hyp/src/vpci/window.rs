@@ -45,6 +45,16 @@ pub(super) fn refresh<M: BarMap>(functions: &mut [VirtualFunction], map: &mut M)
     }
 }
 
+/// The BARs that stage 2 maps: where the guest sees them, where they are, and how many bytes.
+pub(super) fn mapped(functions: &[VirtualFunction]) -> impl Iterator<Item = (Ipa, Pa, u64)> {
+    functions.iter().flat_map(|function| {
+        function.shown.iter().enumerate().filter_map(|(index, shown)| {
+            let (bar, pa) = placed(function, index).filter(|(bar, _)| bar.is_mappable())?;
+            Some(((*shown)?, pa, bar.size))
+        })
+    })
+}
+
 /// Says what is at `ipa`.
 pub(super) fn decode(functions: &[VirtualFunction], ipa: Ipa, width: Width) -> Target {
     if !ipa.is_aligned(width.bytes()) {
