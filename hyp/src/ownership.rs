@@ -193,3 +193,150 @@ fn check_line(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec as StdVec;
+
+    use platform::bundle::{Function as Claim, Image};
+    use platform::dt;
+    use smmu::addr::Ipa;
+
+    use super::*;
+    use crate::pci::dma_check;
+    use crate::pci::fake::{EDU, Fake, PLATFORM_FEATURES, World, edu, nvme, virtio};
+
+    const TREE: &[u8] = include_bytes!("../../tests/dtb/nested-2cpu.dtb");
+
+    fn at(text: &str) -> Bdf {
+        text.parse().unwrap()
+    }
+
+    fn vm(name: &str, cpus: &[u32], functions: &[&str]) -> VmConfig<'static> {
+        let image = Image { data: b"image", load: Ipa::new(0x4020_0000) };
+        VmConfig {
+            name: name.try_into().unwrap(),
+            cpus: cpus.iter().copied().collect(),
+            memory: 16 << 20,
+            kernel: image,
+            entry: image.load,
+            initrd: None,
+            device_tree: Image { data: b"tree", load: Ipa::new(0x4000_0000) },
+            on_exit: OnExit::AsAsked,
+            stage1: Default::default(),
+            dma_at_boot: Default::default(),
+            on_crash_kexec: Default::default(),
+            reopen: Default::default(),
+            functions: functions
+                .iter()
+                .map(|text| Claim { address: at(text), reset: Reset::Auto })
+                .collect(),
+        }
+    }
+
+    /// A bus with an edu in slots 1, 2 and 5, an NVMe disk in slot 3, and virtio disks with and without
+    /// `VIRTIO_F_ACCESS_PLATFORM` in slots 6 and 7.
+    fn world() -> World {
+        let world = World::new();
+        for slot in [1, 2, 5] {
+            world.add(None, edu(slot));
+        }
+        world.add(None, nvme(3));
+        world.add(None, virtio(6, PLATFORM_FEATURES));
+        world.add(None, virtio(7, 0));
+        world
+    }
+
+    fn check_all(vms: &[VmConfig<'_>]) -> Result<StdVec<VmFunctions>, Problem> {
+        let facts = dt::discover(TREE).unwrap();
+        let world = world();
+        let topology = world.enumerate();
+        check(vms, &facts, &topology, |function| dma_check(&world, function))
+            .map(|owned| owned.into_iter().collect())
+            .map_err(|refusal| refusal.problem)
+    }
+
+    #[test]
+    fn a_claim_that_holds_names_its_stream() {
+        let owned =
+            check_all(&[vm("a", &[0], &["00:01.0", "00:05.0"]), vm("b", &[1], &["00:03.0"])])
+                .unwrap();
+        let streams: StdVec<_> = owned.iter().flatten().map(|owned| owned.sid).collect();
+        assert_eq!(streams, [StreamId(0x08), StreamId(0x28), StreamId(0x18)]);
+    }
+
+    #[test]
+    fn a_cpu_must_exist() {
+        assert_eq!(check_all(&[vm("a", &[2], &[])]), Err(Problem::NoCpu { cpu: 2, cpus: 2 }));
+    }
+
+    #[test]
+    fn a_function_must_exist_and_be_one_to_give_away() {
+        assert_eq!(
+            check_all(&[vm("a", &[0], &["00:09.0"])]),
+            Err(Problem::NoFunction(at("00:09.0")))
+        );
+    }
+
+    #[test]
+    fn dma_that_passes_the_smmu_by_is_refused() {
+        let refused = check_all(&[vm("a", &[0], &["00:07.0"])]);
+        assert_eq!(refused, Err(Problem::Bypass(at("00:07.0"), Bypass::NoAccessPlatform)));
+        assert!(check_all(&[vm("a", &[0], &["00:06.0"])]).is_ok());
+        // A host bridge without iommu-map: no stream at all.
+        let mut facts = dt::discover(TREE).unwrap();
+        facts.pcie[0].iommu_map = Default::default();
+        let topology = world().enumerate();
+        let refused = check(&[vm("a", &[0], &["00:01.0"])], &facts, &topology, |_| Ok(()));
+        assert_eq!(refused.unwrap_err().problem, Problem::NoStream(at("00:01.0")));
+    }
+
+    #[test]
+    fn one_vm_owns_an_interrupt_line() {
+        // Slots 1 and 5 are on the same line.
+        let refused = check_all(&[vm("a", &[0], &["00:01.0"]), vm("b", &[1], &["00:05.0"])]);
+        let (function, other) = (at("00:01.0"), at("00:05.0"));
+        let owner = "b".try_into().unwrap();
+        assert_eq!(refused, Err(Problem::SharedLine { function, other, owner }));
+        assert!(check_all(&[vm("a", &[0], &["00:01.0", "00:05.0"])]).is_ok());
+    }
+
+    #[test]
+    fn functions_of_one_device_without_access_control_stay_together() {
+        let world = World::new();
+        for function in 0..2 {
+            world.add(None, Fake::new(4, function, EDU, 0x00_ff00).pin(1).multi_function());
+        }
+        let facts = dt::discover(TREE).unwrap();
+        let topology = world.enumerate();
+        let claim = |functions: &[&str]| {
+            check(&[vm("a", &[0], functions)], &facts, &topology, |_| Ok(()))
+                .map(|_| ())
+                .map_err(|refusal| refusal.problem)
+        };
+        let (one, other) = (at("00:04.0"), at("00:04.1"));
+        assert_eq!(claim(&["00:04.0"]), Err(Problem::Inseparable(one, other)));
+        assert_eq!(claim(&["00:04.0", "00:04.1"]), Ok(()));
+    }
+
+    #[test]
+    fn a_vm_that_restarts_needs_functions_that_forget() {
+        let restarting = |functions| {
+            let mut config = vm("a", &[0], functions);
+            config.on_exit = OnExit::Restart;
+            config
+        };
+        assert_eq!(check_all(&[restarting(&["00:01.0"])]), Err(Problem::NoReset(at("00:01.0"))));
+        assert!(check_all(&[restarting(&["00:03.0"])]).is_ok());
+        let mut accepted = restarting(&["00:01.0"]);
+        accepted.functions[0].reset = Reset::BusMaster;
+        assert!(check_all(&[accepted]).is_ok());
+    }
+
+    #[test]
+    fn a_refusal_says_whose_what_and_what_to_do() {
+        let problem = Problem::NoCpu { cpu: 4, cpus: 2 };
+        let text = Refusal { vm: "a".try_into().unwrap(), problem }.to_string();
+        assert_eq!(text, "VM a: CPU 4 does not exist, there are 2: change `cpus`");
+    }
+}
