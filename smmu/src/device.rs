@@ -243,6 +243,11 @@ impl<'a, H: Hardware> Smmu<'a, H> {
         self.commands.sync(hw)?;
 
         enabled += CR0::EVENTQEN::SET;
+        // ATSCHK: without it, what a device calls translated would pass unchecked. It acts before SMMUEN
+        // does, because the bits of one write may act one after the other.
+        if self.caps.ats() {
+            enabled += CR0::ATSCHK::SET;
+        }
         set_cr0(hw, enabled)?;
         // Interrupts are wires: no MSI address may stay behind that a predecessor chose.
         set_irq_ctrl(hw, IRQ_CTRL::EVENTQ_IRQEN::CLEAR)?;
@@ -250,10 +255,6 @@ impl<'a, H: Hardware> Smmu<'a, H> {
         hw.write64(offset::EVENTQ_IRQ_CFG0, 0);
         set_irq_ctrl(hw, IRQ_CTRL::EVENTQ_IRQEN::SET + IRQ_CTRL::GERROR_IRQEN::SET)?;
 
-        // ATSCHK: without it, what a device calls translated would pass unchecked.
-        if self.caps.ats() {
-            enabled += CR0::ATSCHK::SET;
-        }
         set_cr0(hw, enabled + CR0::SMMUEN::SET)
     }
 

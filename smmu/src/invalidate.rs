@@ -65,7 +65,8 @@ impl Invalidation {
     /// `CMD_SYNC`.
     ///
     /// `TLBI_S2_IPA` leaves what stages 1 and 2 made together (section 4.4.3.1), so `TLBI_NH_ALL` follows
-    /// it wherever there is a stage 1: where there is none, that command is illegal.
+    /// it wherever there is a stage 1: where there is none, that command is illegal. Between the two is a
+    /// `CMD_SYNC`, before which a walk could still use the old stage 2 to make such a translation anew.
     ///
     /// # Errors
     ///
@@ -90,7 +91,11 @@ impl Invalidation {
         for (address, pages) in ranges.iter().flat_map(|range| steps(*range, ril)) {
             issue(Command::TlbiS2Ipa { vmid, address, pages, leaf: false })?;
         }
-        if caps.stage1() { issue(Command::TlbiNhAll { vmid }) } else { Ok(()) }
+        if !caps.stage1() {
+            return Ok(());
+        }
+        issue(Command::Sync)?;
+        issue(Command::TlbiNhAll { vmid })
     }
 }
 
@@ -180,7 +185,8 @@ mod tests {
             pages: Pages::One,
             leaf: false,
         };
-        assert_eq!(commands(&page, QEMU_NESTED), [ipa, Command::TlbiNhAll { vmid: VMID }]);
+        let combined = Command::TlbiNhAll { vmid: VMID };
+        assert_eq!(commands(&page, QEMU_NESTED), [ipa, Command::Sync, combined]);
         // Without a stage 1 that command is illegal.
         assert_eq!(commands(&page, QEMU_STAGE2), [ipa]);
         assert_eq!(
@@ -195,7 +201,8 @@ mod tests {
         let pages = Pages::Range { multiple: 1, scale: 18 };
         let range =
             Command::TlbiS2Ipa { vmid: VMID, address: Ipa::new(0x4000_0000), pages, leaf: false };
-        assert_eq!(commands(&gigabyte, QEMU_NESTED), [range, Command::TlbiNhAll { vmid: VMID }]);
+        let combined = Command::TlbiNhAll { vmid: VMID };
+        assert_eq!(commands(&gigabyte, QEMU_NESTED), [range, Command::Sync, combined]);
         assert_eq!(commands(&gigabyte, without_ranges()), [Command::TlbiS12Vmall { vmid: VMID }]);
     }
 

@@ -145,7 +145,6 @@ impl CommandQueue {
     /// As [`CommandQueue::push`].
     pub(crate) fn sync(&mut self, hw: &impl Hardware) -> Result<(), HostError> {
         self.append(hw, Command::Sync)?;
-        self.unsynced = 0;
         self.ring_doorbell(hw);
         self.wait(hw, Wait::Sync, |used| used == 0)
     }
@@ -174,7 +173,7 @@ impl CommandQueue {
         hw.store(at, low);
         hw.store(at.add(8), high);
         self.producer = ring.wrap(self.producer.wrapping_add(1));
-        self.unsynced += 1;
+        self.unsynced = if command == Command::Sync { 0 } else { self.unsynced + 1 };
         self.issued[command.opcode() as usize] += 1;
         Ok(())
     }

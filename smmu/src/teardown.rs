@@ -64,6 +64,11 @@ impl<H: Hardware> Smmu<'_, H> {
         for &sid in &sids {
             self.run(sid, until_sync)?;
         }
+        // Until this SYNC a walk may still begin at an old STE, and put what it finds where the TLBI has
+        // already been.
+        if !sids.is_empty() {
+            self.commands.sync(&self.hw)?;
+        }
         self.commands.push(&self.hw, Command::TlbiS12Vmall { vmid })?;
         self.commands.sync(&self.hw)?;
         for &sid in &sids {
