@@ -33,7 +33,7 @@ impl Port {
     pub fn line(&self, text: fmt::Arguments<'_>) {
         if let Some(uart) = self.0.lock().as_mut() {
             // The UART's writer knows no errors.
-            let _ = writeln!(Blocking(uart), "{text}\r");
+            let _ = writeln!(Patient(uart), "{text}\r");
         }
     }
 
@@ -54,14 +54,18 @@ impl Port {
     }
 }
 
-/// Waits for room before each byte.
-struct Blocking<'a>(&'a mut Uart<'static>);
+/// Looks at a full FIFO before a byte is given up.
+const PATIENCE: u32 = 1_000_000;
 
-impl fmt::Write for Blocking<'_> {
+/// Waits for room before each byte, but not for ever: whoever reads the other end must not be able to stop EL2. What
+/// finds no room is lost.
+struct Patient<'a>(&'a mut Uart<'static>);
+
+impl fmt::Write for Patient<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
-            while self.0.is_tx_fifo_full() {
-                core::hint::spin_loop();
+            if !(0..PATIENCE).any(|_| !self.0.is_tx_fifo_full()) {
+                return Ok(());
             }
             self.0.write_word(byte);
         }

@@ -1,5 +1,6 @@
 //! What a guest's trap is answered with.
 
+use arm_psci::ErrorCode;
 use platform::guest_map::{
     self, GICD, GICD_SIZE, GICR, GICR_STRIDE, PCI_ECAM, PCI_ECAM_SIZE, PCI_IO, PCI_IO_SIZE,
     PCI_MEM32, PCI_MEM32_SIZE, PCI_MEM64, PCI_MEM64_SIZE, PL011, PL011_SIZE,
@@ -9,7 +10,7 @@ use smmu::addr::Ipa;
 
 use crate::arch::{idregs as hardware, sysreg, vcpu};
 use crate::exits::Reason;
-use crate::machine::hypervisor;
+use crate::machine::{self, hypervisor};
 use crate::pci::DeviceMemory;
 use crate::psci::{self, Outcome};
 use crate::run::{Flow, Running};
@@ -27,11 +28,11 @@ pub fn trap(running: &mut Running, esr: u64, far: u64, hpfar: u64) -> Flow {
             vcpu::skip(&mut running.registers, esr);
             Flow::Continue
         }
-        Trap::Hvc(_) => call(running),
-        Trap::Smc(_) => {
+        Trap::Hvc(immediate) => call(running, immediate),
+        Trap::Smc(immediate) => {
             // Unlike HVC, SMC leaves the return address at the instruction itself.
             vcpu::skip(&mut running.registers, esr);
-            call(running)
+            call(running, immediate)
         }
         Trap::Register(access) => {
             running.vm.exits.count(Reason::SystemRegister);
@@ -42,14 +43,16 @@ pub fn trap(running: &mut Running, esr: u64, far: u64, hpfar: u64) -> Flow {
             }
             Flow::Continue
         }
-        Trap::Data { ipa, access } if memory(running, ipa, access) => {
-            vcpu::skip(&mut running.registers, esr);
+        Trap::Data { ipa, access } => {
+            match memory(running, ipa, access) {
+                Answer::Done => vcpu::skip(&mut running.registers, esr),
+                Answer::Retry => {}
+                Answer::Nothing => abort(running, ipa, esr, far),
+            }
             Flow::Continue
         }
-        Trap::Data { ipa, .. } | Trap::Opaque { ipa } => {
-            running.vm.exits.count(Reason::Abort);
-            log::debug!("{}: nothing answers at {ipa}", running.vm.name());
-            vcpu::inject_external_abort(&mut running.registers, esr, far);
+        Trap::Opaque { ipa } => {
+            abort(running, ipa, esr, far);
             Flow::Continue
         }
         Trap::Undefined => {
@@ -58,6 +61,22 @@ pub fn trap(running: &mut Running, esr: u64, far: u64, hpfar: u64) -> Flow {
             Flow::Continue
         }
     }
+}
+
+/// What came of an access to memory that stage 2 does not map.
+enum Answer {
+    /// It was carried out.
+    Done,
+    /// Stage 2 maps it by now: the guest tries again.
+    Retry,
+    /// Nobody is there.
+    Nothing,
+}
+
+fn abort(running: &mut Running, ipa: Ipa, esr: u64, far: u64) {
+    running.vm.exits.count(Reason::Abort);
+    log::debug!("{}: nothing answers at {ipa}", running.vm.name());
+    vcpu::inject_external_abort(&mut running.registers, esr, far);
 }
 
 impl psci::Cpus for Vm {
@@ -73,15 +92,32 @@ impl psci::Cpus for Vm {
         self.ram.contains(entry)
     }
 
-    fn start(&self, index: usize, entry: Ipa, argument: u64) {
+    fn start(&self, index: usize, entry: Ipa, argument: u64) -> Result<(), ErrorCode> {
         let vcpu = &self.vcpus[index];
-        *vcpu.power.lock() = Power::Starting { entry, argument };
-        crate::machine::gic().kick(vcpu.cpu);
+        let mut power = vcpu.power.lock();
+        match *power {
+            Power::Off => *power = Power::Starting { entry, argument },
+            Power::Starting { .. } => return Err(ErrorCode::OnPending),
+            Power::On => return Err(ErrorCode::AlreadyOn),
+        }
+        drop(power);
+        machine::gic().kick(vcpu.cpu);
+        Ok(())
     }
 }
 
-fn call(running: &mut Running) -> Flow {
+/// PSCI's `DENIED`.
+const DENIED: u64 = -3i64 as u64;
+/// SMCCC's and PSCI's `NOT_SUPPORTED`.
+const NOT_SUPPORTED: u64 = -1i64 as u64;
+
+/// Answers a call; the convention knows no other immediate than 0.
+fn call(running: &mut Running, immediate: u16) -> Flow {
     running.vm.exits.count(Reason::Call);
+    if immediate != 0 {
+        running.registers.x[0] = NOT_SUPPORTED;
+        return Flow::Continue;
+    }
     let x = &mut running.registers.x;
     let arguments = [x[0], x[1], x[2], x[3]];
     match psci::call(&arguments, running.vm) {
@@ -92,6 +128,8 @@ fn call(running: &mut Running) -> Flow {
                 sysreg::wfi();
             }
         }
+        // A VM without any CPU could never be woken again.
+        Outcome::CpuOff if running.vm.is_last(running.index) => running.registers.x[0] = DENIED,
         Outcome::CpuOff => return Flow::Off,
         Outcome::SystemOff => teardown::begin(running.vm, Cause::SystemOff),
         Outcome::SystemReset => teardown::begin(running.vm, Cause::SystemReset),
@@ -141,10 +179,10 @@ fn within(ipa: Ipa, base: Ipa, size: u64) -> Option<u64> {
     (offset < size).then_some(offset)
 }
 
-/// Answers an access to emulated registers; `false` if there are none at `ipa`.
-fn memory(running: &mut Running, ipa: Ipa, access: Access) -> bool {
+/// Answers an access to emulated registers.
+fn memory(running: &mut Running, ipa: Ipa, access: Access) -> Answer {
     if !ipa.is_aligned(access.width.bytes()) {
-        return false;
+        return Answer::Nothing;
     }
     let redistributors = GICR_STRIDE * running.vm.vcpus.len() as u64;
     if let Some(offset) = within(ipa, GICD, GICD_SIZE) {
@@ -158,9 +196,9 @@ fn memory(running: &mut Running, ipa: Ipa, access: Access) -> bool {
     } else if PCI_WINDOWS.iter().any(|&(base, size)| within(ipa, base, size).is_some()) {
         return device_register(running, ipa, access);
     } else {
-        return false;
+        return Answer::Nothing;
     }
-    true
+    Answer::Done
 }
 
 /// Where the guest may put BARs.
@@ -188,25 +226,24 @@ fn config_register(running: &mut Running, offset: u64, access: Access) {
     }
 }
 
-/// Answers an access to a BAR that stage 2 does not map; `false` if nothing is there.
-fn device_register(running: &mut Running, ipa: Ipa, access: Access) -> bool {
+/// Answers an access to a BAR that stage 2 does not map.
+fn device_register(running: &mut Running, ipa: Ipa, access: Access) -> Answer {
     running.vm.exits.count(Reason::PciForward);
     let width = access.width;
     let hardware = &hypervisor().pci.hardware;
-    let target = running.vm.pci.lock().decode(ipa, width);
-    match (target, access.write) {
+    let vm = running.vm;
+    // Held during the access: a reset that another CPU asks for must not take the function away under it.
+    let pci = vm.pci.lock();
+    match (pci.decode(ipa, width), access.write) {
         (Target::Forward(at), true) => hardware.store(at, width, get(running, access.register)),
         (Target::Forward(at), false) => {
             let value = hardware.load(at, width);
             set(running, access.register, access.extend(value));
         }
-        // Stepping back makes the guest try again.
-        (Target::Mapped, _) => {
-            running.registers.elr = running.registers.elr.wrapping_sub(4);
-        }
-        (Target::Absent, _) => return false,
+        (Target::Mapped, _) => return Answer::Retry,
+        (Target::Absent, _) => return Answer::Nothing,
     }
-    true
+    Answer::Done
 }
 
 fn gic_register(running: &mut Running, region: Region, offset: u64, access: Access) {
@@ -226,7 +263,7 @@ fn uart_register(running: &mut Running, offset: u64, access: Access) {
     let mut uart = vm.uart.lock();
     let before = uart.interrupt();
     let line = if access.write {
-        uart.write(offset, get(running, access.register))
+        uart.write(offset, get(running, access.register) & access.width.mask())
     } else {
         let value = uart.read(offset, access.width);
         set(running, access.register, access.extend(value));

@@ -26,9 +26,13 @@ pub fn set_own(own: Own) {
     OWN.call_once(|| own);
 }
 
-/// Takes every pending interrupt of this CPU, on which `running` runs, if anything.
+/// Interrupts taken at once, before the CPU looks at what else there is to do.
+const AT_ONCE: usize = 64;
+
+/// Takes pending interrupts of this CPU, on which `running` runs, if anything. What is left interrupts again.
 pub fn service(mut running: Option<&mut Running>) {
-    while let Some(intid) = gic::acknowledge() {
+    for _ in 0..AT_ONCE {
+        let Some(intid) = gic::acknowledge() else { return };
         if own(intid, running.as_deref_mut()) {
             gic::end(intid);
             continue;

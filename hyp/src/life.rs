@@ -35,6 +35,13 @@ pub enum Life {
     Off,
     /// Its CPUs run guest code.
     Running,
+    /// Its streams are being closed.
+    Closing {
+        /// Why.
+        cause: Cause,
+        /// What follows.
+        next: Next,
+    },
     /// Its streams are closed; its CPUs are on their way out of guest code.
     Stopping {
         /// Why.
@@ -61,12 +68,27 @@ impl Life {
         match self {
             Self::Off => VmState::Off,
             Self::Running => VmState::Running,
-            Self::Stopping { next: Next::Restart, .. }
-            | Self::Watching { next: Next::Restart, .. } => VmState::Restarting,
-            Self::Stopping { next: Next::Off, .. } | Self::Watching { next: Next::Off, .. } => {
-                VmState::Off
+            Self::Closing { next, .. }
+            | Self::Stopping { next, .. }
+            | Self::Watching { next, .. } => match next {
+                Next::Off => VmState::Off,
+                Next::Restart => VmState::Restarting,
+                Next::Crashed => VmState::Crashed,
+            },
+            Self::Crashed => VmState::Crashed,
+        }
+    }
+
+    /// The operator wants `wanted` to follow an end that is under way; returns whether one is.
+    pub fn overrule(&mut self, wanted: Next) -> bool {
+        match self {
+            Self::Closing { next, .. }
+            | Self::Stopping { next, .. }
+            | Self::Watching { next, .. } => {
+                *next = wanted;
+                true
             }
-            Self::Crashed | Self::Stopping { .. } | Self::Watching { .. } => VmState::Crashed,
+            Self::Off | Self::Running | Self::Crashed => false,
         }
     }
 
@@ -94,6 +116,18 @@ mod tests {
         assert_eq!(Next::after(Cause::Fault, OnExit::Restart), Next::Restart);
         assert_eq!(Next::after(Cause::SystemReset, OnExit::Off), Next::Off);
         assert_eq!(Next::after(Cause::Fault, OnExit::Off), Next::Crashed);
+    }
+
+    #[test]
+    fn an_operator_overrules_an_end_under_way_and_nothing_else() {
+        let mut life = Life::Stopping { cause: Cause::SystemReset, next: Next::Restart };
+        assert!(life.overrule(Next::Off));
+        assert_eq!(life, Life::Stopping { cause: Cause::SystemReset, next: Next::Off });
+        for mut life in [Life::Off, Life::Running, Life::Crashed] {
+            let before = life;
+            assert!(!life.overrule(Next::Restart));
+            assert_eq!(life, before);
+        }
     }
 
     #[test]

@@ -21,8 +21,6 @@ use crate::vm::{Vm, VmError};
 /// Each part is put into a static of its own as soon as it is built: together they are larger than a stack.
 #[derive(Clone, Copy)]
 pub struct Hypervisor {
-    /// What the device tree says.
-    pub facts: &'static dt::Machine,
     /// The SMMUs.
     pub iommus: &'static Iommus,
     /// The PCI bus.
@@ -42,13 +40,35 @@ pub struct PciBus {
     pub interrupts: &'static InterruptMap,
 }
 
+static FACTS: Once<dt::Machine> = Once::new();
+
+/// Makes this what is known of the machine, once.
+///
+/// # Errors
+///
+/// Those of `discover`.
+pub fn install_facts<E>(
+    discover: impl FnOnce() -> Result<dt::Machine, E>,
+) -> Result<&'static dt::Machine, E> {
+    FACTS.try_call_once(discover)
+}
+
+/// What the device tree says.
+///
+/// # Panics
+///
+/// Before it was read.
+pub fn facts() -> &'static dt::Machine {
+    FACTS.get().expect("the device tree is read before anything asks")
+}
+
 static HYPERVISOR: Once<Hypervisor> = Once::new();
 static VMS: [Once<Vm>; MAX_VMS] = [const { Once::new() }; MAX_VMS];
 
 impl Hypervisor {
     /// Makes this the machine, once.
-    pub fn install(self) -> &'static Self {
-        HYPERVISOR.call_once(|| self)
+    pub fn install(self) {
+        HYPERVISOR.call_once(|| self);
     }
 }
 
@@ -99,10 +119,10 @@ pub fn gic() -> &'static Gic {
     GIC.get().expect("the interrupt controller is installed before any VM is made")
 }
 
-/// Lets the shared interrupt `intid`, which is EL2's own, come to the first CPU.
-pub fn enable_own(intid: u32, edge: bool) {
+/// Lets the shared interrupt `intid`, which is EL2's own, come to CPU `cpu`.
+pub fn enable_own(intid: u32, edge: bool, cpu: usize) {
     gic().set_edge(Line::Shared(intid), edge);
-    gic().set_target(intid, 0);
+    gic().set_target(intid, cpu);
     gic().set_enabled(Line::Shared(intid), true);
 }
 

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use heapless::Vec;
-use platform::bundle::{MAX_FUNCTIONS, MAX_VMS, OnExit, Reset, VmConfig};
+use platform::bundle::{MAX_FUNCTIONS, MAX_STREAMS, MAX_VMS, OnExit, Reset, VmConfig};
 use platform::dt::{Machine, Phandle};
 use platform::pcie::Bdf;
 use platform::report::Name;
@@ -65,6 +65,8 @@ pub enum Problem {
         /// The other one's owner.
         owner: Name,
     },
+    /// The SMMU cannot tell its DMA from that of a function of another VM.
+    SharedStream(Bdf, Bdf),
     /// The VM restarts, but nothing makes this function forget what it was told.
     NoReset(Bdf),
 }
@@ -93,6 +95,10 @@ impl fmt::Display for Refusal {
                 f,
                 "{function} shares its interrupt line with {other} of VM {owner}: move one to another slot"
             ),
+            Problem::SharedStream(at, other) => write!(
+                f,
+                "the SMMU knows {at} and {other} by the same StreamID: give both to one VM"
+            ),
             Problem::NoReset(at) => write!(
                 f,
                 "on-exit = \"restart\", but {at} has no reset: say reset = \"bus-master\" for it if that will do"
@@ -112,8 +118,10 @@ pub fn check(
     topology: &Topology,
     confined: impl Fn(&Function) -> Result<(), Bypass>,
 ) -> Result<Vec<VmFunctions, MAX_VMS>, Refusal> {
+    let mut streams: Vec<(usize, Bdf, Phandle, StreamId), MAX_STREAMS> = Vec::new();
     vms.iter()
-        .map(|vm| {
+        .enumerate()
+        .map(|(index, vm)| {
             let refuse = |problem| Refusal { vm: vm.name.clone(), problem };
             check_cpus(vm, facts).map_err(refuse)?;
             let mut owned = VmFunctions::new();
@@ -122,6 +130,14 @@ pub fn check(
                     .get(claim.address)
                     .ok_or_else(|| refuse(Problem::NoFunction(claim.address)))?;
                 let (smmu, sid) = check_function(vm, function, facts, topology).map_err(refuse)?;
+                let shared = |&&(owner, _, phandle, other): &&(usize, Bdf, Phandle, StreamId)| {
+                    owner != index && (phandle, other) == (smmu, sid)
+                };
+                if let Some(&(_, other, ..)) = streams.iter().find(shared) {
+                    return Err(refuse(Problem::SharedStream(function.at, other)));
+                }
+                // The bundle's limit is this vector's.
+                let _ = streams.push((index, function.at, smmu, sid));
                 confined(function).map_err(|why| refuse(Problem::Bypass(function.at, why)))?;
                 check_line(vm, function, vms, facts, topology).map_err(refuse)?;
                 // The bundle's limit is this vector's.

@@ -18,8 +18,12 @@ pub trait Cpus {
     fn power(&self, index: usize) -> Option<AffinityInfo>;
     /// Whether code can be at `entry`.
     fn is_ram(&self, entry: Ipa) -> bool;
-    /// Starts virtual CPU `index`, which is off.
-    fn start(&self, index: usize, entry: Ipa, context: u64);
+    /// Starts virtual CPU `index`.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyOn` or `OnPending` if it is not off.
+    fn start(&self, index: usize, entry: Ipa, context: u64) -> Result<(), ErrorCode>;
 }
 
 /// What a call comes to.
@@ -73,14 +77,12 @@ fn answer(function: Function, cpus: &impl Cpus) -> Result<Outcome, ErrorCode> {
         Function::CpuOn { target_cpu, entry } => {
             let target = index(target_cpu).ok_or(ErrorCode::InvalidParameters)?;
             let at = Ipa::new(entry.entry_point_address());
-            match cpus.power(target).ok_or(ErrorCode::InvalidParameters)? {
-                AffinityInfo::On => return Err(ErrorCode::AlreadyOn),
-                AffinityInfo::OnPending => return Err(ErrorCode::OnPending),
-                AffinityInfo::Off if !cpus.is_ram(at) || !at.is_aligned(4) => {
-                    return Err(ErrorCode::InvalidAddress);
-                }
-                AffinityInfo::Off => cpus.start(target, at, entry.context_id()),
+            let off = cpus.power(target).ok_or(ErrorCode::InvalidParameters)? == AffinityInfo::Off;
+            if off && (!cpus.is_ram(at) || !at.is_aligned(4)) {
+                return Err(ErrorCode::InvalidAddress);
             }
+            // Another CPU may have been faster since.
+            cpus.start(target, at, entry.context_id())?;
             Outcome::Return(0)
         }
         Function::AffinityInfo { mpidr, lowest_affinity_level: 0 } => {
@@ -147,8 +149,13 @@ mod tests {
             (0x4000_0000..0x6000_0000).contains(&entry.raw())
         }
 
-        fn start(&self, index: usize, entry: Ipa, context: u64) {
-            self.started.set(Some((index, entry, context)));
+        fn start(&self, index: usize, entry: Ipa, context: u64) -> Result<(), ErrorCode> {
+            match self.power(index) {
+                Some(AffinityInfo::Off) => self.started.set(Some((index, entry, context))),
+                Some(AffinityInfo::On) => return Err(ErrorCode::AlreadyOn),
+                _ => return Err(ErrorCode::OnPending),
+            }
+            Ok(())
         }
     }
 

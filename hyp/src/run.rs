@@ -7,7 +7,7 @@ use crate::arch::{cpu, gic, sysreg, tlb};
 use crate::exits::Reason;
 use crate::machine::take_attention;
 use crate::vgic::{ListRegisters, Vgic};
-use crate::vm::{Power, Vcpu, Vm};
+use crate::vm::{Power, Vm};
 use crate::{emulate, interrupts, machine, teardown};
 
 /// What an exit leads to.
@@ -34,7 +34,7 @@ pub fn run() -> ! {
     loop {
         interrupts::service(None);
         if let Some((vm, index)) = own {
-            if let Some((entry, argument)) = starting(&vm.vcpus[index]) {
+            if let Some((entry, argument)) = vm.vcpus[index].take_start() {
                 Running::new(vm, index, entry, argument).run();
             }
             // The first CPU of a VM does what is left to do when none of them runs.
@@ -42,17 +42,8 @@ pub fn run() -> ! {
                 teardown::advance(vm);
             }
         }
-        if own.is_none_or(|(vm, index)| starting(&vm.vcpus[index]).is_none()) {
-            sysreg::wfi();
-        }
-    }
-}
-
-/// Where this virtual CPU was told to start, if it was.
-fn starting(vcpu: &Vcpu) -> Option<(Ipa, u64)> {
-    match *vcpu.power.lock() {
-        Power::Starting { entry, argument } => Some((entry, argument)),
-        Power::Off | Power::On => None,
+        // Whoever gives this CPU something to do kicks it afterwards, which ends the sleep or keeps it from beginning.
+        sysreg::wfi();
     }
 }
 
@@ -71,8 +62,8 @@ pub struct Running {
 
 impl Running {
     fn new(vm: &'static Vm, index: usize, entry: Ipa, argument: u64) -> Self {
-        *vm.vcpus[index].power.lock() = Power::On;
         gic::reset_virtual_interface();
+        tlb::forget_guest();
         Self {
             vm,
             index,

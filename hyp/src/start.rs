@@ -12,12 +12,12 @@ use smmu::device::Config;
 use spin::{Mutex, MutexGuard, Once};
 
 use crate::arch::cpu::{self, MAX_CPUS};
-use crate::arch::gic::Gic;
+use crate::arch::gic::{self, Gic};
 use crate::arch::{boot, fatal, firmware, sysreg, uart};
 use crate::console::{self, OPERATOR};
 use crate::interrupts::Own;
 use crate::iommu::{Iommu, Iommus};
-use crate::machine::{self, Hypervisor, PciBus, gic, hypervisor};
+use crate::machine::{self, Hypervisor, PciBus};
 use crate::mem::paging::{Map, Use};
 use crate::mem::shared::SmmuHardware;
 use crate::mem::{self, frames, layout};
@@ -86,12 +86,14 @@ pub fn primary(device_tree: Pa) -> ! {
     }
     console::start_log(log::LevelFilter::Info);
 
-    static FACTS: Once<Machine> = Once::new();
     let facts =
-        FACTS.try_call_once(|| dt::discover(blob)).unwrap_or_else(|refusal| refuse(refusal));
+        machine::install_facts(|| dt::discover(blob)).unwrap_or_else(|refusal| refuse(refusal));
     // Nothing comes before this (C1).
     let smmus = close_smmus(facts, &mut map);
     set_log_level(facts);
+    if facts.cpus.first().map(|cpu| cpu.mpidr) != Some(gic::affinity(sysreg::mpidr_el1())) {
+        refuse("device tree, /cpus: the first CPU is not the one that the boot loader started");
+    }
     log::info!("Portcullis {} on {} CPUs", env!("CARGO_PKG_VERSION"), facts.cpus.len());
 
     let bundle_range = facts.initrd.map(|range| pages(pa_range(range)));
@@ -106,9 +108,9 @@ pub fn primary(device_tree: Pa) -> ! {
     static IOMMUS: Once<Iommus> = Once::new();
     let iommus = IOMMUS.call_once(|| take_over(facts, &smmus));
     build_vms(facts, iommus, pci, bundle_range);
-    let hypervisor = Hypervisor { facts, iommus, pci, own_memory: own_memory() }.install();
+    Hypervisor { iommus, pci, own_memory: own_memory() }.install();
 
-    for (number, cpu) in hypervisor.facts.cpus.iter().enumerate().skip(1) {
+    for (number, cpu) in facts.cpus.iter().enumerate().skip(1) {
         if let Err(error) = boot::start_secondary(number, cpu.mpidr, root) {
             refuse(format_args!("CPU {number} does not start: {error}"));
         }
@@ -116,11 +118,13 @@ pub fn primary(device_tree: Pa) -> ! {
     for vm in machine::vms() {
         vm.boot().unwrap_or_else(|error| refuse(format_args!("{}: {error}", vm.name())));
     }
+    start_interface();
+    listen(facts);
     STARTED.call_once(|| ());
-    for (number, _) in hypervisor.facts.cpus.iter().enumerate().skip(1) {
-        gic().kick(number);
+    for (number, _) in facts.cpus.iter().enumerate().skip(1) {
+        machine::gic().kick(number);
     }
-    enter()
+    run::run()
 }
 
 /// Whether every VM is ready to run.
@@ -128,22 +132,35 @@ static STARTED: Once<()> = Once::new();
 
 /// Every other CPU, under the final map.
 pub fn secondary() -> ! {
+    start_interface();
     STARTED.wait();
-    enter()
+    run::run()
 }
 
-fn enter() -> ! {
-    let facts = &hypervisor().facts;
-    let private = [
-        facts.gic.maintenance.intid,
-        facts.timers.hypervisor.intid,
-        facts.timers.virtual_.intid,
-        facts.timers.physical.intid,
-    ];
-    if let Err(error) = gic().start_cpu(&private) {
+/// Lets this CPU take EL2's own private interrupts. Those of its guest are the guest's virtual GIC's to enable, which it
+/// may do from the moment the VMs start.
+fn start_interface() {
+    let facts = machine::facts();
+    let private = [facts.gic.maintenance.intid, facts.timers.hypervisor.intid];
+    if let Err(error) = machine::gic().start_cpu(&private) {
         panic!("CPU {}: the interrupt controller does not start: {error:?}", cpu::number());
     }
-    run::run()
+}
+
+/// Lets EL2's own shared interrupts in, on a CPU that no VM owns where there is one: a guest that keeps its CPU busy in
+/// EL2 then delays nobody else's events.
+fn listen(facts: &Machine) {
+    let owned = |cpu: &usize| machine::vms().any(|vm| vm.vcpus.iter().any(|vcpu| vcpu.cpu == *cpu));
+    let cpu = (0..facts.cpus.len()).find(|cpu| !owned(cpu)).unwrap_or(0);
+    for smmu in &facts.smmus {
+        for interrupt in [smmu.interrupts.eventq(), smmu.interrupts.gerror()] {
+            let edge = interrupt.trigger == dt::Trigger::Edge;
+            machine::enable_own(interrupt.intid, edge, cpu);
+        }
+    }
+    if let Some(interrupt) = facts.uarts.get(1).and_then(|uart| uart.interrupt) {
+        machine::enable_own(interrupt.intid, interrupt.trigger == dt::Trigger::Edge, cpu);
+    }
 }
 
 /// Makes every SMMU abort everything, before anything else is looked at.
@@ -208,17 +225,15 @@ fn map_memory(
 
 /// Gives the top of RAM to EL2's tables and the rest to guests.
 fn fill_pools(pieces: &[PaRange]) {
-    let mut tables = TABLE_POOL;
-    for piece in pieces.iter().rev() {
-        let size = piece.end.raw() - piece.start.raw();
-        let own = tables.min(size);
-        let cut = Pa::new(piece.end.raw() - own);
-        tables -= own;
-        frames::fill(&frames::TABLES, cut..piece.end);
-        frames::fill(&frames::GUEST_RAM, piece.start..cut);
-    }
-    if tables > 0 {
+    // One piece, so that whatever lies between its ends is EL2's.
+    let fits = |piece: &&PaRange| piece.end.raw() - piece.start.raw() >= TABLE_POOL;
+    let Some(own) = pieces.iter().rev().find(fits) else {
         refuse("there is too little memory for EL2's own tables: give the machine more");
+    };
+    let cut = Pa::new(own.end.raw() - TABLE_POOL);
+    frames::fill(&frames::TABLES, cut..own.end);
+    for piece in without(pieces, &[cut..own.end]) {
+        frames::fill(&frames::GUEST_RAM, piece);
     }
 }
 
@@ -226,6 +241,9 @@ fn map_devices(facts: &Machine, map: &mut Map) {
     map.add(pa_range(facts.gic.distributor), Use::Device);
     for region in &facts.gic.redistributors {
         map.add(pa_range(region.range), Use::Device);
+    }
+    for its in &facts.gic.its {
+        map.add(pa_range(its.range), Use::Device);
     }
     for uart in facts.uarts.iter().skip(1) {
         map.add(pages(pa_range(uart.range)), Use::Device);
@@ -262,6 +280,7 @@ fn start_pci(facts: &'static Machine, map: &mut Map) -> &'static PciBus {
 }
 
 fn start_interrupts(facts: &Machine) {
+    gic::enable_system_registers();
     let mpidrs: Vec<u64, MAX_CPUS> = facts.cpus.iter().map(|cpu| cpu.mpidr).collect();
     let regions = facts
         .gic
@@ -269,8 +288,16 @@ fn start_interrupts(facts: &Machine) {
         .iter()
         .map(|region| (mem::device_window(region.range), region.stride));
     let found = Gic::find(mem::device_window(facts.gic.distributor), regions, &mpidrs);
-    let gic = found.unwrap_or_else(|error| refuse(format_args!("GIC: {error:?}")));
-    let gic = machine::install_gic(gic);
+    let found = found.unwrap_or_else(|error| refuse(format_args!("GIC: {error:?}")));
+    let gic = machine::install_gic(found);
+    for its in &facts.gic.its {
+        if let Err(error) = gic::stop_its(&mem::device_window(its.range)) {
+            refuse(format_args!(
+                "ITS at {}: {error:?}: it would write to guests' memory",
+                its.range.base
+            ));
+        }
+    }
     if let Err(error) = gic.start() {
         refuse(format_args!("GIC: {error:?}"));
     }
@@ -285,9 +312,6 @@ fn start_interrupts(facts: &Machine) {
         timer: facts.timers.hypervisor.intid,
         operator,
     });
-    if let Some(intid) = operator {
-        machine::enable_own(intid, false);
-    }
 }
 
 fn take_over(facts: &Machine, smmus: &[SmmuHardware]) -> Iommus {
@@ -311,9 +335,6 @@ fn take_over(facts: &Machine, smmus: &[SmmuHardware]) -> Iommus {
                 refuse(format_args!("SMMU at {}: {error}", node.range.base))
             });
             log::info!("SMMU at {}: {}", iommu.base(), iommu.lock().class().name());
-            for interrupt in [node.interrupts.eventq(), node.interrupts.gerror()] {
-                machine::enable_own(interrupt.intid, interrupt.trigger == dt::Trigger::Edge);
-            }
             iommu
         })
         .collect();

@@ -18,8 +18,8 @@ use crate::life::{Life, Next};
 use crate::machine::{self, Hypervisor, gic, hypervisor};
 use crate::ownership::Owned;
 use crate::pci::{self, Request, ResetPolicy, Scope};
-use crate::report;
 use crate::vm::{self, Past, Vm};
+use crate::{interrupts, report};
 
 /// How long the devices of a dead VM are watched.
 const WATCH_US: u64 = 250_000;
@@ -39,20 +39,35 @@ pub fn begin_with(vm: &Vm, cause: Cause, next: Next) {
     {
         let mut life = vm.life.lock();
         if *life != Life::Running {
+            // The run's end is the operator's doing as well, and changes nothing that is under way.
+            if cause == Cause::Operator && !life.overrule(next) {
+                log::debug!("{}: nothing to end", vm.name());
+            }
             return;
         }
-        *life = Life::Stopping { cause, next };
+        *life = Life::Closing { cause, next };
     }
     vm.stopping.store(true, Ordering::Release);
     let counter = pmu::start();
     let closed = close(vm);
     let instructions = counter.map(|counter| counter.count());
     match closed {
-        Ok(streams) => note(vm, cause, streams, instructions),
+        Ok(streams) => {
+            note(vm, cause, streams, instructions);
+            closed_for(vm);
+        }
         Err(error) => quarantine(vm, error),
     }
     for vcpu in &vm.vcpus {
         gic().kick(vcpu.cpu);
+    }
+}
+
+/// The streams are closed: the VM's CPUs may go on with its end.
+fn closed_for(vm: &Vm) {
+    let mut life = vm.life.lock();
+    if let Life::Closing { cause, next } = *life {
+        *life = Life::Stopping { cause, next };
     }
 }
 
@@ -65,10 +80,6 @@ fn quarantine(vm: &Vm, why: impl core::fmt::Display) {
 /// Closes the VM's streams and begins to watch them; returns how many there were.
 fn close(vm: &Vm) -> Result<usize, HostError> {
     let Hypervisor { iommus, pci: bus, .. } = hypervisor();
-    let armed = |owned: &&Owned| {
-        bus.topology.get(owned.address).is_some_and(|f| pci::is_armed(&bus.hardware, f))
-    };
-    let armed: Vec<&Owned, MAX_FUNCTIONS> = vm.functions.iter().filter(armed).collect();
     let open = iommus.streams_of(vm.index, State::Stage2);
     let _closed = iommus.close(vm.index, vm.vmid)?;
     for &(number, sid) in &open {
@@ -77,7 +88,10 @@ fn close(vm: &Vm) -> Result<usize, HostError> {
     // Only now: a reset that the guest asked for may hold this lock for a while. Functions linger on the bus, so
     // that what they still do is seen (C6).
     vm.pci.lock().close(&bus.hardware, |_| true);
-    for owned in armed {
+    let armed = |owned: &&Owned| {
+        bus.topology.get(owned.address).is_some_and(|f| pci::is_armed(&bus.hardware, f))
+    };
+    for owned in vm.functions.iter().filter(armed) {
         if let Some(iommu) = iommus.find(owned.smmu)
             && let Some(stream) = iommu.lock().stream_mut(owned.sid)
         {
@@ -192,7 +206,7 @@ fn end_watch(vm: &Vm, cause: Cause, next: Next) {
             return quarantine(vm, error);
         }
         if let Some(stream) = driver.stream_mut(owned.sid) {
-            let late = stream.stopped_after_teardown();
+            let late = stream.stopped_in_watch();
             drop(driver);
             name_late(vm, owned, cause, late);
             // What cannot be reset and was heard may be heard again.
@@ -205,7 +219,8 @@ fn end_watch(vm: &Vm, cause: Cause, next: Next) {
     }
     // Only now: it makes the functions stop, and those without a reset were to show what they still do.
     vm.pci.lock().reset(&hypervisor().pci.hardware, &mut &vm.space);
-    vm.ram.scrub();
+    // Other VMs' interrupts may be this CPU's to serve.
+    vm.ram.scrub(|| interrupts::service(None));
     match next {
         Next::Off => *vm.life.lock() = Life::Off,
         Next::Crashed => *vm.life.lock() = Life::Crashed,

@@ -10,6 +10,7 @@ use platform::pcie::Bdf;
 use platform::report::{Name, Teardown};
 use smmu::addr::{Ipa, PAGE_SIZE, Pa, VmIndex, Vmid};
 use smmu::error::HostError;
+use smmu::ports::Frames;
 use smmu::stage2::{Attributes, Format, Stage2, Stage2Error};
 use smmu::streams::Stage2Binding;
 use spin::Mutex;
@@ -19,7 +20,7 @@ use crate::arch::{cache, gic, tlb};
 use crate::exits::Exits;
 use crate::iommu::{Iommu, Iommus};
 use crate::life::Life;
-use crate::machine::{PciBus, VmInterrupts, hypervisor};
+use crate::machine::{self, PciBus, VmInterrupts, hypervisor};
 use crate::mem::frames::TableFrames;
 use crate::mem::guest::{GuestRam, OutOfMemory, OutsideRam};
 use crate::mem::shared::TableWords;
@@ -70,14 +71,34 @@ pub struct Space {
     pub cpu: Stage2,
     /// What devices reach: RAM, nothing else.
     pub dma: Stage2,
+    /// How many more tables the guest may make necessary by moving its BARs about.
+    tables_left: u16,
+}
+
+/// Tables that a guest's BARs may need: eight functions at opposite ends of the windows. Emptied tables are kept, so a
+/// guest that moves a BAR through all of its address space runs into this, and nobody else into the end of the pool.
+const BAR_TABLES: u16 = 64;
+
+/// Frames for tables, as many as the budget allows.
+struct Budgeted<'a>(&'a mut u16);
+
+impl Frames for Budgeted<'_> {
+    fn allocate(&mut self, size: u64) -> Option<Pa> {
+        *self.0 = self.0.checked_sub(1)?;
+        TableFrames.allocate(size)
+    }
+
+    fn release(&mut self, at: Pa, size: u64) {
+        *self.0 += 1;
+        TableFrames.release(at, size);
+    }
 }
 
 /// The CPUs' translation, as far as PCI changes it. Used on CPUs of the VM, whose `VTTBR_EL2` is the VM's.
 impl BarMap for &Mutex<Space> {
     fn map(&mut self, ipa: Ipa, pa: Pa, size: u64) -> Result<(), MapFailed> {
-        self.lock()
-            .cpu
-            .map(&TableWords, &mut TableFrames, ipa, pa, size, Attributes::DEVICE)
+        let Space { cpu, tables_left, .. } = &mut *self.lock();
+        cpu.map(&TableWords, &mut Budgeted(tables_left), ipa, pa, size, Attributes::DEVICE)
             .map_err(|_| MapFailed)
     }
 
@@ -93,7 +114,7 @@ impl BarMap for &Mutex<Space> {
 pub enum Power {
     /// It does not run.
     Off,
-    /// It was told to start.
+    /// It was told to start, and has not begun.
     Starting {
         /// Where.
         entry: Ipa,
@@ -122,6 +143,16 @@ pub enum Past {
     Silent,
     /// It has no reset and was heard during the watch: what it was told to do, it may still do.
     Noisy,
+}
+
+impl Vcpu {
+    /// Takes the order to start, if there is one: the CPU is on from here.
+    pub fn take_start(&self) -> Option<(Ipa, u64)> {
+        let mut power = self.power.lock();
+        let Power::Starting { entry, argument } = *power else { return None };
+        *power = Power::On;
+        Some((entry, argument))
+    }
 }
 
 /// A VM.
@@ -197,6 +228,8 @@ impl Vm {
             })
             .collect();
         let ram = GuestRam::allocate(guest_map::RAM, config.memory).map_err(VmError::Memory)?;
+        // The allocator left its links in it, and whoever was here before us anything.
+        ram.scrub(|| ());
         let space = build_space(&ram, format).map_err(VmError::Stage2)?;
         let vmid = Vmid(index as u16 + 1);
         let cpus: Vec<usize, MAX_CPUS> = config.cpus.iter().map(|&cpu| cpu as usize).collect();
@@ -276,16 +309,18 @@ impl Vm {
             entry: self.config.entry,
             argument: self.config.device_tree.load.raw(),
         };
+        machine::gic().kick(self.vcpus[0].cpu);
         Ok(())
     }
 
-    /// Opens the stream of one of its functions, if it is closed.
-    fn open(&self, function: &Owned) -> Result<(), HostError> {
+    /// Opens the stream of one of its functions; returns whether it was closed.
+    fn open(&self, function: &Owned) -> Result<bool, HostError> {
         let iommu = hypervisor().iommus.find(function.smmu);
         match iommu.expect("`ownership` checked that it is ours").open(function.sid, &self.binding)
         {
-            Err(HostError::StreamOpen(_)) => Ok(()),
-            outcome => outcome,
+            Ok(()) => Ok(true),
+            Err(HostError::StreamOpen(_)) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -300,20 +335,27 @@ impl Vm {
         let Some(index) = self.functions.iter().position(|owned| owned.address == address) else {
             return false;
         };
-        let evidence = match self.pasts.lock()[index] {
-            Past::Clean => true,
-            Past::Silent => {
-                log::warn!("{}: {address} is used again unreset", self.name());
-                true
-            }
-            Past::Noisy => false,
-        };
-        evidence && self.open(&self.functions[index]).is_ok()
+        let past = self.pasts.lock()[index];
+        if past == Past::Noisy {
+            return false;
+        }
+        let opened = self.open(&self.functions[index]);
+        drop(life);
+        if past == Past::Silent && opened == Ok(true) {
+            log::warn!("{}: {address} is used again unreset", self.name());
+        }
+        opened.is_ok()
+    }
+
+    /// Whether no CPU but number `index` runs or is about to.
+    pub fn is_last(&self, index: usize) -> bool {
+        let mut others = self.vcpus.iter().enumerate().filter(|(other, _)| *other != index);
+        others.all(|(_, vcpu)| *vcpu.power.lock() == Power::Off)
     }
 
     /// Whether none of its CPUs runs guest code.
     pub fn is_parked(&self) -> bool {
-        self.vcpus.iter().all(|vcpu| *vcpu.power.lock() != Power::On)
+        self.vcpus.iter().all(|vcpu| *vcpu.power.lock() == Power::Off)
     }
 }
 
@@ -357,5 +399,5 @@ fn build_space(ram: &GuestRam, format: Format) -> Result<Space, Stage2Error> {
     // Nothing but RAM lies in the GiB that RAM touches, so the devices' root can lead to the CPUs' tables.
     let shared = (end.raw() - guest_map::RAM.raw()).next_multiple_of(1 << 30);
     dma.share(&memory, &mut frames, &mut cpu, guest_map::RAM, shared)?;
-    Ok(Space { cpu, dma })
+    Ok(Space { cpu, dma, tables_left: BAR_TABLES })
 }

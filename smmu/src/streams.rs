@@ -72,6 +72,16 @@ pub struct Stopped {
     pub silenced: bool,
 }
 
+impl Stopped {
+    fn note(&mut self, event: &Event) {
+        self.count += 1;
+        if let (None, Some(input)) = (self.first, event.input) {
+            self.first = Some(input.address);
+            self.write = Some(input.write);
+        }
+    }
+}
+
 /// What an event means for the stream it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -99,6 +109,7 @@ pub struct Stream {
     faults: [u64; Kind::COUNT],
     armed_at_close: bool,
     stopped: Stopped,
+    stopped_in_watch: Stopped,
     /// Records with a smaller sequence number are a former owner's.
     owned_from: u64,
     /// Records with a smaller sequence number are from before the watch.
@@ -126,6 +137,7 @@ impl Stream {
             faults: [0; Kind::COUNT],
             armed_at_close: false,
             stopped: Stopped::default(),
+            stopped_in_watch: Stopped::default(),
             owned_from,
             watched_from: 0,
             watch_left: 0,
@@ -191,6 +203,11 @@ impl Stream {
         self.stopped
     }
 
+    /// What its function tried during the last watch.
+    pub fn stopped_in_watch(&self) -> Stopped {
+        self.stopped_in_watch
+    }
+
     /// Says that its function could still do DMA when its owner went.
     pub fn set_armed_at_close(&mut self) {
         self.armed_at_close = true;
@@ -221,6 +238,7 @@ impl Stream {
     pub(crate) fn start_watch(&mut self, from: u64, budget: u32) {
         self.watched_from = from;
         self.watch_left = budget;
+        self.stopped_in_watch = Stopped::default();
     }
 
     /// Its STE has stopped recording faults until a time, or records them again.
@@ -235,6 +253,7 @@ impl Stream {
 
     pub(crate) fn set_silenced(&mut self) {
         self.stopped.silenced = true;
+        self.stopped_in_watch.silenced = true;
     }
 
     /// Accounts for record number `sequence`, taken at `now_us`. Returns whose it is and what follows.
@@ -258,11 +277,8 @@ impl Stream {
     }
 
     fn record_stopped(&mut self, event: &Event) -> Verdict {
-        self.stopped.count += 1;
-        if let (None, Some(input)) = (self.stopped.first, event.input) {
-            self.stopped.first = Some(input.address);
-            self.stopped.write = Some(input.write);
-        }
+        self.stopped.note(event);
+        self.stopped_in_watch.note(event);
         self.watch_left = self.watch_left.saturating_sub(1);
         if self.watch_left == 0 { Verdict::Silence } else { Verdict::Keep }
     }

@@ -99,6 +99,7 @@ park:
 // Only EL2 without VHE is ours; anything else parks. Corrupts x0.
 known_state:
     msr     daifset, #0xf
+    msr     spsel, #1
     mrs     x0, CurrentEL
     cmp     x0, #(2 << 2)
     b.ne    park

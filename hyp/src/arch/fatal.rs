@@ -7,14 +7,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use platform::dt::MAX_DEVICES;
 use smmu::addr::Pa;
 
-use crate::arch::{firmware, mmio, sysreg};
+use crate::arch::{cpu, firmware, mmio, sysreg};
 use crate::mem::shared::SmmuHardware;
 
 /// Where the last words go: a PL011's data register, or 0 before a UART was found.
 static CONSOLE: AtomicU64 = AtomicU64::new(0);
 /// The SMMUs that have to be closed: their register bases, 0 where there is none.
 static SMMUS: [AtomicU64; MAX_DEVICES] = [const { AtomicU64::new(0) }; MAX_DEVICES];
-/// Whether somebody is dying already.
+/// The number of the CPU that is dying, plus 1; 0 while none is.
 static DYING: AtomicU64 = AtomicU64::new(0);
 
 /// From now on a panic prints on the PL011 at `base`.
@@ -60,11 +60,20 @@ fn die(cause: fmt::Arguments<'_>) -> ! {
         unsafe { mmio::write32(Pa::new(smmu).add(CR0), 0) };
     }
     sysreg::dsb_sy();
-    if DYING.swap(1, Ordering::Relaxed) == 0 {
-        let _ =
-            writeln!(LastWords, "\n[el2] fatal: {cause}; the SMMU is closed, the machine stops\r");
+    let this = cpu::number() as u64 + 1;
+    match DYING.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => {
+            let _ = writeln!(
+                LastWords,
+                "\n[el2] fatal: {cause}; the SMMU is closed, the machine stops\r"
+            );
+            firmware::system_off()
+        }
+        // It died of dying.
+        Err(first) if first == this => firmware::system_off(),
+        // Another CPU is about to say why.
+        Err(_) => park(),
     }
-    firmware::system_off()
 }
 
 #[unsafe(no_mangle)]

@@ -21,6 +21,11 @@ pub const KICK: u32 = 0;
 const GICD_CTLR: u64 = 0x0;
 const GICD_TYPER: u64 = 0x4;
 const GICD_IROUTER: u64 = 0x6000;
+const GICR_CTLR: u64 = 0x0;
+const ENABLE_LPIS: u32 = 1;
+const GITS_CTLR: u64 = 0x0;
+const GITS_CTLR_ENABLED: u32 = 1;
+const GITS_CTLR_QUIESCENT: u32 = 1 << 31;
 const GICR_CTLR_RWP: u32 = 1 << 3;
 const GICD_CTLR_RWP: u32 = 1 << 31;
 const GICR_TYPER: u64 = 0x8;
@@ -50,6 +55,8 @@ pub enum GicError {
         /// The CPU's `MPIDR_EL1` affinity fields.
         mpidr: u64,
     },
+    /// LPIs cannot be disabled any more, so the redistributor goes on writing to a predecessor's tables.
+    LpisStuck,
     /// The redistributor did not wake up, or a write was never done.
     Stuck,
 }
@@ -87,7 +94,7 @@ impl Line {
 }
 
 /// The affinity fields of an `MPIDR_EL1` value.
-fn affinity(mpidr: u64) -> u64 {
+pub fn affinity(mpidr: u64) -> u64 {
     mpidr & 0xff_00ff_ffff
 }
 
@@ -137,7 +144,8 @@ impl Gic {
     /// [`GicError::Stuck`].
     pub fn start(&self) -> Result<(), GicError> {
         let d = &self.distributor;
-        d.write32(GICD_CTLR, 0);
+        // Only the group enables: affinity routing may not be switched off again.
+        d.write32(GICD_CTLR, d.read32(GICD_CTLR) & !0b111);
         self.wait_distributor()?;
         let words = u64::from(d.read32(GICD_TYPER) & 0x1f) + 1;
         for word in 1..words {
@@ -173,6 +181,11 @@ impl Gic {
     /// [`GicError::Stuck`].
     pub fn start_cpu(&self, private: &[u32]) -> Result<(), GicError> {
         let r = self.redistributor(cpu::number());
+        // A predecessor's LPI tables may be in what is guests' RAM now (C8).
+        r.write32(GICR_CTLR, r.read32(GICR_CTLR) & !ENABLE_LPIS);
+        if r.read32(GICR_CTLR) & ENABLE_LPIS != 0 {
+            return Err(GicError::LpisStuck);
+        }
         r.write32(GICR_WAKER, r.read32(GICR_WAKER) & !(1 << 1));
         if !(0..RWP_TRIES).any(|_| r.read32(GICR_WAKER) & 1 << 2 == 0) {
             return Err(GicError::Stuck);
@@ -240,9 +253,20 @@ impl Gic {
             Line::Shared(_) => (&self.distributor, ICFGR + 4 * u64::from(intid / 16)),
         };
         let bit = 2 << (2 * (intid % 16));
+        let (enable, at) = self.place(line, ISENABLER);
         let _guard = self.configuration.lock();
         let old = window.read32(offset);
-        window.write32(offset, if edge { old | bit } else { old & !bit });
+        let new = if edge { old | bit } else { old & !bit };
+        if old == new {
+            return;
+        }
+        // The trigger of an enabled interrupt must not change.
+        let enabled = enable.read32(at) & 1 << (intid % 32) != 0;
+        self.set_enabled(line, false);
+        window.write32(offset, new);
+        if enabled {
+            self.set_enabled(line, true);
+        }
     }
 
     /// Makes CPU `cpu` leave guest code soon.
@@ -279,11 +303,35 @@ read!(
     pub virtual_machine_control, "s3_4_c12_c11_7"
 );
 write!(ich_ap0r0_el2, "s3_4_c12_c8_0");
+write!(ich_ap0r1_el2, "s3_4_c12_c8_1");
+write!(ich_ap0r2_el2, "s3_4_c12_c8_2");
+write!(ich_ap0r3_el2, "s3_4_c12_c8_3");
 write!(ich_ap1r0_el2, "s3_4_c12_c9_0");
+write!(ich_ap1r1_el2, "s3_4_c12_c9_1");
+write!(ich_ap1r2_el2, "s3_4_c12_c9_2");
+write!(ich_ap1r3_el2, "s3_4_c12_c9_3");
 
-fn start_interface() {
+/// Stops an ITS, which a predecessor may have left at work: its tables are DMA too (C8).
+///
+/// # Errors
+///
+/// [`GicError::Stuck`].
+pub fn stop_its(registers: &Window) -> Result<(), GicError> {
+    registers.write32(GITS_CTLR, registers.read32(GITS_CTLR) & !GITS_CTLR_ENABLED);
+    (0..RWP_TRIES)
+        .any(|_| registers.read32(GITS_CTLR) & GITS_CTLR_QUIESCENT != 0)
+        .then_some(())
+        .ok_or(GicError::Stuck)
+}
+
+/// Lets this CPU use the interrupt controller's system registers, before any of them is touched.
+pub fn enable_system_registers() {
     icc_sre_el2_write(icc_sre_el2() | 1 | 1 << 3);
     isb();
+}
+
+fn start_interface() {
+    enable_system_registers();
     icc_pmr_el1(0xff);
     icc_bpr1_el1(0);
     icc_ctlr_el1(1 << 1); // EOImode: dropping the priority does not deactivate
@@ -324,11 +372,26 @@ pub fn priority_bits() -> u32 {
     (ich_vtr_el2() >> 29 & 7) as u32 + 1
 }
 
+/// How many bits of a priority decide about preemption.
+fn preemption_bits() -> u64 {
+    (ich_vtr_el2() >> 26 & 7) + 1
+}
+
 /// Puts the virtual CPU interface where a cold boot has it.
 pub fn reset_virtual_interface() {
     ich_vmcr_el2_write(0);
     ich_ap0r0_el2(0);
     ich_ap1r0_el2(0);
+    if preemption_bits() > 5 {
+        ich_ap0r1_el2(0);
+        ich_ap1r1_el2(0);
+    }
+    if preemption_bits() > 6 {
+        ich_ap0r2_el2(0);
+        ich_ap0r3_el2(0);
+        ich_ap1r2_el2(0);
+        ich_ap1r3_el2(0);
+    }
     for index in 0..list_registers() {
         write_list_register(index, 0);
     }

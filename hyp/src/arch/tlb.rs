@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-use smmu::addr::{Ipa, Vmid};
+use smmu::addr::Ipa;
 
 use crate::arch::sysreg::{dsb_ish, dsb_ishst, isb, write};
 
@@ -11,16 +11,13 @@ write!(
     pub vttbr_el2_write, "vttbr_el2"
 );
 
-/// Removes everything cached for `vmid` on all CPUs. `vttbr` is the value to go back to.
-pub fn invalidate_vmid(vmid: Vmid, vttbr: u64) {
+/// Removes what this CPU holds for the VMID in `VTTBR_EL2`, and every instruction that it fetched ahead: a guest starts.
+pub fn forget_guest() {
     dsb_ishst();
-    vttbr_el2_write(u64::from(vmid.0) << 48);
-    isb();
-    // SAFETY: TLB maintenance for the VMID just selected; no guest runs on this CPU meanwhile.
-    unsafe { asm!("tlbi vmalls12e1is", options(nostack, preserves_flags)) };
-    dsb_ish();
-    isb();
-    vttbr_el2_write(vttbr);
+    // SAFETY: maintenance of caches that hold no state of their own; no guest runs on this CPU.
+    unsafe {
+        asm!("tlbi vmalls12e1", "dsb nsh", "ic iallu", "dsb nsh", options(nostack, preserves_flags))
+    };
     isb();
 }
 

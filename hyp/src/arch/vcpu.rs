@@ -106,16 +106,19 @@ pub fn configure(index: usize, vtcr: u64, vttbr: u64) {
     if id_aa64mmfr1_el1() >> 40 & 0xf != 0 {
         hcrx_el2(0);
     }
+    // Stage 2 is described before it is switched on: the CPU may walk it ahead of any guest.
+    vtcr_el2(vtcr);
+    crate::arch::tlb::vttbr_el2_write(vttbr);
+    isb();
     hcr_el2(HCR);
     cptr_el2(CPTR);
     hstr_el2(0);
     mdcr_el2(mdcr_el2_read() & MDCR_HPMN | MDCR);
     vpidr_el2(sysreg::midr_el1());
     vmpidr_el2(1 << 31 | index as u64);
-    vtcr_el2(vtcr);
-    crate::arch::tlb::vttbr_el2_write(vttbr);
     // The guest's own timers; physical counter and timer need no trap either, nobody shares this CPU.
     timer::cnthctl_write(0b11);
+    timer::cntvoff_write(0);
     isb();
 }
 
@@ -152,6 +155,8 @@ const SPSR_MODE: u64 = 0b1111;
 const SPSR_AARCH32: u64 = 1 << 4;
 const SPSR_KEPT: u64 = 0xf << 28 | 1 << 24 | 1 << 22; // NZCV, DIT, PAN
 const SPSR_PAN: u64 = 1 << 22;
+const SPSR_STEP: u64 = 1 << 21;
+const SPSR_BRANCH_TYPE: u64 = 0b11 << 10;
 const SPSR_SSBS: u64 = 1 << 12;
 
 read!(sctlr_el1, "sctlr_el1");
@@ -204,7 +209,7 @@ pub fn inject_external_abort(registers: &mut GuestRegisters, esr: u64, far: u64)
     const INSTRUCTION_ABORT_LOWER: u64 = 0x20;
     const EXTERNAL: u64 = 0x10;
     const KEPT: u64 = 1 << 25 | 1 << 8 | 1 << 6; // IL, CM, WnR
-    let class = if esr >> 26 == INSTRUCTION_ABORT_LOWER { 0x20 } else { 0x24 };
+    let class = if esr >> 26 & 0x3f == INSTRUCTION_ABORT_LOWER { 0x20 } else { 0x24 };
     let same = u64::from(at_el1(registers));
     far_el1(far);
     inject(registers, (class + same) << 26 | esr & KEPT | EXTERNAL);
@@ -213,6 +218,10 @@ pub fn inject_external_abort(registers: &mut GuestRegisters, esr: u64, far: u64)
 /// Steps over the instruction that trapped.
 pub fn skip(registers: &mut GuestRegisters, esr: u64) {
     registers.elr = registers.elr.wrapping_add(if esr & 1 << 25 != 0 { 4 } else { 2 });
+    if registers.spsr & SPSR_AARCH32 == 0 {
+        // The instruction is over: so are its software step and what a branch said about its target.
+        registers.spsr &= !(SPSR_STEP | SPSR_BRANCH_TYPE);
+    }
 }
 
 /// Keeps the timers of a guest that stopped from interrupting.

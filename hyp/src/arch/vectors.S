@@ -5,7 +5,6 @@
 .macro fatal kind
     .balign 128
     // EL2 itself took an exception. Its stack may be what broke: use the emergency stack.
-    msr     tpidr_el0, x0
     adrp    x0, __emergency_stack_end
     mov     sp, x0
     mov     x0, #\kind
