@@ -122,6 +122,6 @@ fn run(tree: &Path, target: &Path, report: &Path) -> Result<Output> {
     cargo.current_dir(tree).stdin(Stdio::null());
     cargo.env("CARGO_TARGET_DIR", target);
     // The images are built for each patch anew, and what they do does not depend on how well they are optimised.
-    cargo.env("CARGO_PROFILE_RELEASE_LTO", "off").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
+    cargo.env("CARGO_PROFILE_RELEASE_LTO", "off");
     cargo.output().context("running the sabotaged xtask")
 }

@@ -18,8 +18,12 @@ mod machines;
 mod native;
 #[path = "system/operator.rs"]
 mod operator;
+#[path = "system/sabotage.rs"]
+mod sabotage;
 #[path = "system/suites.rs"]
 mod suites;
+#[path = "system/uio.rs"]
+mod uio;
 
 /// A named test.
 type Test = (&'static str, fn() -> Result<()>);
@@ -36,8 +40,10 @@ fn main() {
         machines::TESTS,
         operator::TESTS,
         suites::TESTS,
+        sabotage::TESTS,
         native::TESTS,
         linux::TESTS,
+        uio::TESTS,
     ]
     .concat();
     let trials = tests.into_iter().map(|(name, test)| {

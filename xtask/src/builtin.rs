@@ -21,10 +21,10 @@ const FIRMWARE_TREE: std::ops::Range<u64> = 0x4800_0000..0x4840_0000;
 /// EL2's tables lie at the top of RAM; this is well inside of them.
 const BELOW_TOP: u64 = 4 * MIB;
 
-/// Physical addresses outside of RAM that the rogue tries: EL2's UART, the GIC, the ITS's doorbell, nothing at all,
-/// and at last the SMMU itself.
-const REGISTER_TARGETS: [u64; 5] =
-    [0x0904_0000, 0x0800_0000, 0x0809_0040, 0x30_0000_0000, 0x0905_0000];
+/// Addresses outside of RAM that the rogue tries: EL2's UART, the GIC, the ITS's doorbell, nothing at all, the place
+/// where it puts its own device's registers, which its CPUs reach and its device may not, and at last the SMMU itself.
+const REGISTER_TARGETS: [u64; 6] =
+    [0x0904_0000, 0x0800_0000, 0x0809_0040, 0x30_0000_0000, 0x1000_1000, 0x0905_0000];
 
 /// The word number `index` of the data that the rogue's device writes.
 const fn word(nonce: u32, index: u32) -> u32 {

@@ -1,4 +1,4 @@
-//! The bare-metal images: built with cargo, and made flat as boot loaders want them.
+//! What is built for the bare target: the images, made flat as boot loaders want them, and a program for Linux.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -14,13 +14,15 @@ use crate::workspace;
 /// The most bytes that the loadable part of an image spans.
 const MAX_SPAN: u64 = 64 << 20;
 
-/// An image that this project builds.
+/// What this project builds for the bare target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Package {
     /// EL2.
     Hypervisor,
     /// The bare-metal guests.
     Guest,
+    /// The program that drives a device from a Linux guest's userspace.
+    Uio,
 }
 
 impl Package {
@@ -29,6 +31,7 @@ impl Package {
         match self {
             Self::Hypervisor => ("hyp", "portcullis"),
             Self::Guest => ("guest", "guest"),
+            Self::Uio => ("uio", "uio"),
         }
     }
 }
@@ -52,29 +55,36 @@ pub struct Image {
 ///
 /// If it does not compile, or its ELF file is not what it should be.
 pub fn build(package: Package, target: &Target, quiet: bool) -> Result<Image> {
-    let (name, binary) = package.names();
-    let mut cargo = workspace::cargo();
-    cargo.args(["build", "--release", "--package", name, "--bin", binary]);
-    cargo.arg("--message-format=json-render-diagnostics");
-    target.apply(&mut cargo);
-    if quiet {
-        cargo.arg("--quiet");
-    }
-    let output = cargo
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("running cargo to build {name}"))?;
-    if !output.status.success() {
-        bail!("{name} does not build: see cargo's messages above");
-    }
-    let elf = executable(&String::from_utf8_lossy(&output.stdout), binary)
-        .ok_or_else(|| anyhow!("cargo built {name} and does not say where {binary} is"))?;
+    let elf = compile(package, target, quiet)?;
     let file = std::fs::read(&elf).with_context(|| format!("reading {}", elf.display()))?;
     let flat = elf.with_extension("bin");
     let (bytes, image) = flatten(&file, flat.clone()).with_context(|| elf.display().to_string())?;
     replace(&flat, &bytes)?;
     Ok(image)
+}
+
+/// Builds `package` and returns its ELF file.
+///
+/// # Errors
+///
+/// If it does not compile.
+pub fn compile(package: Package, target: &Target, quiet: bool) -> Result<PathBuf> {
+    let (name, binary) = package.names();
+    let mut cargo = workspace::cargo();
+    cargo.args(["build", "--release", "--package", name, "--bin", binary]);
+    cargo.arg("--message-format=json-render-diagnostics");
+    target.apply(&mut cargo);
+    // Quietly, cargo's messages are kept for when it fails.
+    cargo.stderr(if quiet { Stdio::piped() } else { Stdio::inherit() });
+    let output = cargo
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("running cargo to build {name}"))?;
+    if !output.status.success() {
+        bail!("{name} does not build\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    executable(&String::from_utf8_lossy(&output.stdout), binary)
+        .ok_or_else(|| anyhow!("cargo built {name} and does not say where {binary} is"))
 }
 
 /// Finds where cargo says that it put a binary.

@@ -365,7 +365,10 @@ impl<'a> Gatherer<'a> {
                 }
             }
         }
-        self.cells.rows.push(row);
+        // A device that its owner leaves alone is of no interest unless it does something.
+        if !vm.guest.testifies() || row.allowed + row.stopped > 0 {
+            self.cells.rows.push(row);
+        }
     }
 
     /// The row of what a device did after its owner was gone, if there is anything to say.

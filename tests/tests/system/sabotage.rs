@@ -1,0 +1,26 @@
+//! Sabotage: what the demonstration must notice.
+
+use anyhow::Result;
+use tests::sabotage::is_noticed;
+
+use crate::Test;
+
+pub const TESTS: &[Test] = &[
+    ("qemu::sabotage_of_the_devices_tables_is_noticed", || {
+        noticed("foreign-page.patch", "outside of it")
+    }),
+    ("qemu::sabotage_by_the_cpus_tables_is_noticed", || noticed("cpu-root.patch", "outside of it")),
+    ("qemu::sabotage_by_silence_to_the_smmu_is_noticed", || {
+        noticed("missing-cfgi.patch", "CFGI_STE")
+    }),
+    ("qemu::sabotage_of_the_trace_is_noticed", || {
+        noticed("no-trace.patch", "QEMU's trace is lost")
+    }),
+    ("qemu::sabotage_of_the_canaries_is_noticed", || {
+        noticed("no-canary.patch", "said nothing of its canaries")
+    }),
+];
+
+fn noticed(patch: &str, reason: &str) -> Result<()> {
+    is_noticed(patch, reason)
+}
