@@ -401,7 +401,9 @@ impl<'a, H: Hardware> Smmu<'a, H> {
         if records > 0 {
             self.events.acknowledge(&self.hw);
         }
-        outcome.map(|()| Drained { records, more: records < waiting })
+        // What arrived before the new CONS was written raises no interrupt any more (section 3.18).
+        let more = self.events.pending(&self.hw) > 0;
+        outcome.map(|()| Drained { records, more })
     }
 
     /// Looks at the global errors and acknowledges them. Lost events are only counted.

@@ -256,6 +256,11 @@ impl EventQueue {
         (self.waiting(producer), lost)
     }
 
+    /// How many records wait now.
+    pub(crate) fn pending(&self, hw: &impl Hardware) -> u32 {
+        self.waiting(self.producer(hw))
+    }
+
     /// Takes the next record, of which [`EventQueue::poll`] said that it is there.
     pub(crate) fn take(&mut self, hw: &impl Hardware) -> Event {
         let at = self.buffer.entry(self.consumer);
