@@ -2,7 +2,10 @@
 
 /// Makes decisions. Number 0 is always the plain one: do nothing, or what a simple SMMU would do.
 #[derive(Clone, Debug)]
-pub struct Chooser(Source);
+pub struct Chooser {
+    source: Source,
+    paused: bool,
+}
 
 #[derive(Clone, Debug)]
 enum Source {
@@ -16,7 +19,8 @@ impl Chooser {
     /// Decides at random, reproducibly.
     pub fn random(seed: u64) -> Self {
         // A xorshift state must not be 0.
-        Self(Source::Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1))
+        let state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        Self { source: Source::Random(state), paused: false }
     }
 
     /// Always decides for the plain one.
@@ -25,20 +29,25 @@ impl Chooser {
     }
 
     fn script(prefix: Vec<u32>) -> Self {
-        Self(Source::Script { prefix, taken: Vec::new() })
+        Self { source: Source::Script { prefix, taken: Vec::new() }, paused: false }
+    }
+
+    /// Decides for the plain one without counting it, or no longer does.
+    pub fn pause(&mut self, paused: bool) {
+        self.paused = paused;
     }
 
     /// Whether it repeats a script rather than rolling dice.
     pub fn is_scripted(&self) -> bool {
-        matches!(self.0, Source::Script { .. })
+        matches!(self.source, Source::Script { .. })
     }
 
     /// Decides for a number below `options`, of which there is at least one.
     pub fn choose(&mut self, options: usize) -> usize {
-        if options <= 1 {
+        if options <= 1 || self.paused {
             return 0;
         }
-        match &mut self.0 {
+        match &mut self.source {
             Source::Random(state) => {
                 *state ^= *state << 13;
                 *state ^= *state >> 7;
@@ -55,7 +64,8 @@ impl Chooser {
 
     /// Decides whether to do something unusual: at random once in `one_in` times.
     pub fn unusual(&mut self, one_in: usize) -> bool {
-        match self.0 {
+        match self.source {
+            _ if self.paused => false,
             Source::Random(_) => self.choose(one_in) + 1 == one_in,
             Source::Script { .. } => self.choose(2) == 1,
         }
@@ -68,7 +78,7 @@ pub fn explore(deviations: usize, mut run: impl FnMut(Chooser) -> Chooser) -> u6
     let mut prefix = Vec::new();
     let mut runs = 0;
     loop {
-        let Source::Script { taken, .. } = run(Chooser::script(prefix)).0 else {
+        let Source::Script { taken, .. } = run(Chooser::script(prefix)).source else {
             unreachable!("a script stays one");
         };
         runs += 1;

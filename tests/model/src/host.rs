@@ -243,6 +243,10 @@ impl<'a, H: Hardware> Host<'a, H> {
 
     /// What the open streams' owners were given is there for them, whatever happens to others.
     fn check_alive(&self) {
+        if self.machine.has_failed() {
+            // A stream that failed to open half-way counts as open.
+            return;
+        }
         for sid in self.sids.into_iter().filter(|sid| self.is_open(*sid)) {
             let outcome = self.machine.dma(Transaction::write(sid, ALWAYS));
             if !matches!(outcome, Outcome::Reaches(_)) {

@@ -126,6 +126,8 @@ pub(crate) struct World {
     pub overflows: u64,
     operations: u64,
     health: Health,
+    /// The hardware did not answer at least once.
+    pub has_failed: bool,
     progress: u64,
     now_us: u64,
     next_frame: u64,
@@ -148,7 +150,10 @@ impl World {
     /// Whether the hardware still works; counts what it does.
     pub(crate) fn hardware_may_act(&mut self) -> bool {
         match &mut self.health {
-            Health::Failing(0) => return false,
+            Health::Failing(0) => {
+                self.has_failed = true;
+                return false;
+            }
             Health::Failing(left) => *left -= 1,
             Health::Well => {}
         }
@@ -283,8 +288,8 @@ impl World {
                 let outcome = Outcome::Reaches(access.pa);
                 if let (Some(vm), Some(sid)) = (access.vm, access.sid)
                     && self.chooser.unusual(3)
+                    && let Some(device) = self.devices.get_mut(&sid)
                 {
-                    let device = self.devices.entry(sid).or_default();
                     device.mapped.push((vm, access.ipa, access.pa));
                 }
                 self.in_flight.push(access);
@@ -446,6 +451,8 @@ impl Machine {
             gbpa_before: 0x1000,
             ..Default::default()
         };
+        let mut chooser = chooser;
+        chooser.pause(true);
         Self(RefCell::new(World {
             chooser,
             memory: PhysicalMemory::default(),
@@ -461,6 +468,7 @@ impl Machine {
             overflows: 0,
             operations: 0,
             health: Health::Well,
+            has_failed: false,
             progress: 0,
             now_us: 0,
             next_frame: FRAMES,
@@ -517,7 +525,9 @@ impl Machine {
 
     /// Lets the adversary act between steps, or stops it.
     pub fn set_adversary(&self, on: bool) {
-        self.world().adversary = on;
+        let mut world = self.world();
+        world.adversary = on;
+        world.chooser.pause(!on);
     }
 
     /// What an adversary with a script chooses from.
@@ -653,6 +663,13 @@ impl Machine {
         self.world().devices.entry(sid).or_default();
     }
 
+    /// Pulls all devices out: only [`Machine::dma`] makes transactions from now on.
+    pub fn unplug_all(&self) {
+        let mut world = self.world();
+        world.land_all();
+        world.devices.clear();
+    }
+
     /// Resets a device: it forgets its buffers, and what it had under way completes before.
     pub fn reset_device(&self, sid: u32) {
         let mut world = self.world();
@@ -683,6 +700,11 @@ impl Machine {
     /// The hardware answers again.
     pub fn heal(&self) {
         self.world().health = Health::Well;
+    }
+
+    /// Whether the hardware ever failed to answer.
+    pub fn has_failed(&self) -> bool {
+        self.world().has_failed
     }
 
     /// How many things the hardware did: commands consumed, registers acknowledged.

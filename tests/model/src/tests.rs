@@ -1,6 +1,9 @@
 //! The evidence: what the `smmu` crate promises, and that breaking it is noticed.
 
+mod budgets;
 mod defects;
+mod exhaustive;
+mod failures;
 mod properties;
 
 use proptest::prelude::*;

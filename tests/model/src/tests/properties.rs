@@ -8,7 +8,7 @@ use crate::nesting::Nesting;
 use crate::profile::Profile;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(cases(150)))]
+    #![proptest_config(ProptestConfig::with_cases(cases(600)))]
 
     /// C1, C2, C3; no mixture, no poison, no stall, no illegal command or register write, no error of the
     /// driver's on the way.
