@@ -51,6 +51,8 @@ pub struct Extra {
     /// A script with its `#!` line (busybox's shell is `/bin/sh`) that runs as `/stage` after the disk test and before
     /// `@done`; a failure fails the run.
     pub stage: Option<String>,
+    /// What the data of the first `edu` starts with, if the stage attacks with it; it has to tell of each DMA then.
+    pub nonce: Option<u32>,
 }
 
 /// Everything needed to boot the guest.

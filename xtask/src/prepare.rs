@@ -226,7 +226,7 @@ fn load(
             expect.extend(guest.expect);
             Ok(Loaded {
                 payload: Payload { kernel, initrd: Some(initrd), append },
-                guest: evidence::machine::Guest::Linux,
+                guest: evidence::machine::Guest::Linux { nonce: extra.nonce },
                 disks: guest.disks,
                 expect,
             })

@@ -51,8 +51,12 @@ pub enum Guest {
         /// What its device's data starts with, if it attacks.
         nonce: Option<u32>,
     },
-    /// Linux with the built initramfs: tells of its disks and ends with `@done`, but not of each DMA.
-    Linux,
+    /// Linux with the built initramfs: tells of its disks and ends with `@done`. Of each DMA it tells only where its
+    /// userspace drives a device to attack.
+    Linux {
+        /// What that device's data starts with, if it attacks.
+        nonce: Option<u32>,
+    },
     /// Anything else: tells nothing.
     Other,
 }
@@ -122,7 +126,11 @@ impl Machine {
 impl Guest {
     /// Whether it tells of every DMA that its devices do.
     pub fn testifies(&self) -> bool {
-        matches!(self, Self::BuiltIn { role, .. } if role == "victim" || role == "rogue")
+        match self {
+            Self::BuiltIn { role, .. } => role == "victim" || role == "rogue",
+            Self::Linux { nonce } => nonce.is_some(),
+            Self::Other => false,
+        }
     }
 
     /// Whether it ends with `@done`.

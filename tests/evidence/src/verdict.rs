@@ -162,8 +162,8 @@ impl Guest {
     /// What the data of its devices starts with, if it attacks.
     pub(crate) const fn nonce(&self) -> Option<u32> {
         match self {
-            Self::BuiltIn { nonce, .. } => *nonce,
-            _ => None,
+            Self::BuiltIn { nonce, .. } | Self::Linux { nonce } => *nonce,
+            Self::Other => None,
         }
     }
 }

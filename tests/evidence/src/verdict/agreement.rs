@@ -55,7 +55,7 @@ fn guest(vm: &Vm, said: &testimony::Guest, machine: &Machine, findings: &mut Vec
                 findings.push(format!("{name} said nothing of its canaries"));
             }
         }
-        Guest::Linux | Guest::Other => {}
+        Guest::Linux { .. } | Guest::Other => {}
     }
     let owned = machine.devices.iter().filter(|device| device.vm.as_ref() == Some(name));
     for disk in owned.filter_map(|device| device.disk.as_ref()) {

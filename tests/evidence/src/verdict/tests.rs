@@ -2,8 +2,8 @@ use platform::report::{Hex, StreamState, VmState};
 
 use super::*;
 use crate::fixture::{
-    HYPERVISOR, LATE, RAM, ROGUE, ROGUE_RAM, Run, SMMU, VICTIM, VICTIM_RAM, aborted, publish,
-    refused, register, success,
+    HYPERVISOR, LATE, NONCE, RAM, ROGUE, ROGUE_RAM, Run, SMMU, VICTIM, VICTIM_RAM, aborted,
+    publish, refused, register, success,
 };
 
 #[test]
@@ -532,7 +532,7 @@ mod linux {
     /// The victim is Linux with a disk, and nobody attacks.
     fn run() -> Run {
         let mut run = Run::good();
-        run.machine.vms[0].guest = Guest::Linux;
+        run.machine.vms[0].guest = Guest::Linux { nonce: None };
         run.machine.devices[0].label = "nvme".into();
         run.machine.devices[0].disk = Some("nvme0n1".into());
         run.silence("@tried device=00:01.0");
@@ -548,6 +548,24 @@ mod linux {
         assert_eq!(verdict.findings, [""; 0]);
         let row = "00:01.0 nvme  victim  its driver's DMA             2        0  ok";
         assert!(verdict.table().contains(row), "{verdict}");
+    }
+
+    #[test]
+    fn an_attack_from_userspace_is_judged_as_any_other() {
+        let attack = || {
+            let mut run = Run::good();
+            run.machine.vms[1].guest = Guest::Linux { nonce: Some(NONCE) };
+            run
+        };
+        let (run, rogue) = (attack().judge(), Run::good().judge());
+        assert_eq!(run.findings, [""; 0]);
+        assert_eq!(run.table(), rogue.table());
+        let mut run = attack();
+        run.put(VICTIM_RAM, 64);
+        assert!(!run.judge().pass, "its data is in another VM's memory");
+        let mut run = attack();
+        run.silence("@tried device=00:02.0 op=write address=0x9050000");
+        run.fails("QEMU stopped 64 accesses of 00:02.0 edu that rogue tells nothing of");
     }
 
     #[test]
