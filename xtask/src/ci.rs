@@ -81,7 +81,8 @@ fn run_command(command: &mut Command) -> Result<bool> {
 }
 
 fn clippy_for(target: &Target) -> Command {
-    let mut clippy = cargo(&["clippy", "--package", "hyp", "--package", "guest", "--release"]);
+    let mut clippy = cargo(&["clippy", "--release"]);
+    clippy.args(["--package", "hyp", "--package", "guest", "--package", "uio"]);
     target.apply(&mut clippy);
     clippy.args(["--", "-D", "warnings"]);
     clippy
