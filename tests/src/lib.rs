@@ -4,3 +4,4 @@
 pub mod built_in;
 pub mod run;
 pub mod sabotage;
+pub mod uio;

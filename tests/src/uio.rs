@@ -1,0 +1,74 @@
+//! A Linux guest whose userspace drives an `edu`, and aims it at what the VM does not own.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use xtask::builtin;
+use xtask::image::{self, Package};
+use xtask::linux::{Extra, GuestFile};
+use xtask::machine::Machine;
+use xtask::request::Request;
+use xtask::setup::{self, Flavor};
+use xtask::size::MIB;
+use xtask::vm::Content;
+
+use crate::built_in;
+use crate::run::request;
+
+/// What runs after the guest's disks have been tested.
+const STAGE: &str = include_str!("uio/stage.sh");
+/// The memory of the Linux guest: little, so that most of the machine's lies at addresses that are not the guest's.
+const MEMORY: u64 = 256 * MIB;
+/// Bytes of kernel and initramfs, roughly: what the size of the machine's memory does not depend on.
+const BUNDLE: u64 = 48 * MIB;
+/// More rounds than the victim lives for.
+const ROUNDS: &str = "rounds=100000";
+
+/// A run of a Linux guest with its disks and an `edu` at 00:01.0, which attacks, and of a victim.
+///
+/// # Errors
+///
+/// If the program does not build, or what it is built with is missing.
+pub fn attack() -> Result<Request> {
+    let mut request = request(&[
+        "--linux",
+        "--smp",
+        "1",
+        "--memory",
+        &format!("{}M", MEMORY / MIB),
+        "--device",
+        "edu,addr=1,dma_mask=0xffffffffffffffff",
+    ])?;
+    let mut victim = built_in::vm("victim", "victim", 1);
+    if let Content::BuiltIn { append, .. } = &mut victim.content {
+        *append = ROUNDS.into();
+    }
+    let ram = Machine::memory_for(MEMORY + victim.memory.value, BUNDLE);
+    let nonce = builtin::nonce(false);
+    let stage = stage(nonce, &builtin::targets(MEMORY, ram))?;
+    request.vms[0].content = Content::Linux {
+        flavor: Flavor::Standard6_1,
+        append: String::new(),
+        extra: Box::new(Extra {
+            modules: vec!["uio_pci_generic".into()],
+            files: vec![program(&request)?],
+            stage: Some(stage),
+            nonce: Some(nonce),
+        }),
+    };
+    request.vms.push(victim);
+    Ok(request)
+}
+
+fn program(request: &Request) -> Result<GuestFile> {
+    let target = setup::ensure_rust_target(&request.setup)?;
+    let elf = image::compile(Package::Uio, &target, true)?;
+    let data = fs::read(&elf).with_context(|| format!("reading {}", elf.display()))?;
+    Ok(GuestFile { path: "bin/uio".into(), mode: 0o755, data })
+}
+
+fn stage(nonce: u32, targets: &[u64]) -> Result<String> {
+    ensure!(!targets.is_empty(), "there is nothing to aim at");
+    let targets: Vec<String> = targets.iter().map(|target| format!("{target:#x}")).collect();
+    Ok(STAGE.replace("NONCE", &format!("{nonce:#x}")).replace("TARGETS", &targets.join(",")))
+}

@@ -1,0 +1,36 @@
+#!/bin/sh
+# Gives the edu to userspace, lets it attack, and reads the disks meanwhile and once more afterwards.
+
+fail() {
+    echo "stage: $1"
+    exit 1
+}
+
+# Says of each disk whether its first half is still what it was.
+check_disks() {
+    echo 3 > /proc/sys/vm/drop_caches
+    while read -r name serial bytes first second source; do
+        sum=$(dd if="/dev/$name" bs=1M count=$((bytes / 1048576)) 2>/dev/null | sha256sum | cut -d ' ' -f 1)
+        [ "$sum" = "$first" ] || fail "disk $name changed"
+        echo "@disk name=$name bytes=$bytes sha256=ok"
+    done < /portcullis/disks
+}
+
+driver=/sys/bus/pci/drivers/uio_pci_generic
+echo 1234 11e8 > $driver/new_id || fail "uio_pci_generic does not take the edu"
+set -- $driver/0000:*
+[ -e "$1" ] || fail "uio_pci_generic found no edu"
+device=${1##*/}
+set -- "$1"/uio/uio*
+
+(
+    uio device="$device" uio="/dev/${1##*/}" nonce=NONCE targets=TARGETS
+    echo $? > /tmp/attacked
+) &
+over=
+while [ -z "$over" ]; do
+    [ -s /tmp/attacked ] && over=1
+    check_disks
+done
+read -r status < /tmp/attacked
+exit "$status"
