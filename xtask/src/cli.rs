@@ -10,7 +10,7 @@ use crate::exit::{Exit, bad_input};
 use crate::request::Request;
 use crate::setup::{self, Flavor, Needs, State};
 use crate::suite::{self, Scope};
-use crate::{ci, run};
+use crate::{ci, run, soak};
 
 /// Portcullis: set up what is missing, build, boot in QEMU, judge.
 #[derive(Debug, Parser)]
@@ -299,11 +299,18 @@ impl Command {
                 println!("{tally}");
                 Ok(tally.exit())
             }
-            Self::Soak(args) => Err(nothing_named("soak", args.name.as_deref())),
+            Self::Soak(args) => {
+                let tally = soak::run(args.name.as_deref(), &setup::Options::default())?;
+                println!("{tally}");
+                Ok(tally.exit())
+            }
             Self::Bench(_) => Err(bad_input(
-                "`bench` is not there yet: this version has `qemu`, `test`, `setup`, `ci`",
+                "there is no bench in this version; it has `qemu`, `test`, `soak`, `setup` and `ci`",
             )),
-            Self::Fuzz(args) => Err(nothing_named("fuzz", Some(&args.target))),
+            Self::Fuzz(args) => Err(bad_input(format!(
+                "there is no fuzz target named `{}`: this version has none",
+                args.target
+            ))),
             Self::Setup(args) => set_up(&args),
             Self::Ci => {
                 let tally = ci::run(&setup::Options::default())?;
@@ -332,9 +339,4 @@ fn set_up(args: &SetupArgs) -> Result<Exit> {
     }
     let all_there = items.iter().all(|item| matches!(item.state, State::Present { .. }));
     Ok(if all_there { Exit::Pass } else { Exit::Missing })
-}
-
-fn nothing_named(command: &str, name: Option<&str>) -> anyhow::Error {
-    let name = name.map(|name| format!(" named `{name}`")).unwrap_or_default();
-    bad_input(format!("there is no {command}{name} in this version: it has none yet"))
 }

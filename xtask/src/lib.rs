@@ -26,6 +26,7 @@ pub mod run;
 pub mod setup;
 pub mod size;
 pub mod slots;
+pub mod soak;
 pub mod suite;
 pub mod vm;
 pub mod workspace;

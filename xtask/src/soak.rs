@@ -1,0 +1,196 @@
+//! `cargo xtask soak`: what takes too long for every change. A soak that is interrupted goes on where it was.
+//!
+//! Results are kept in `tests/soak/NAME.json` with the commit that they are of, to be committed themselves. A result
+//! counts again as long as the work tree is that commit, other soaks' results aside; whatever failed is run again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+
+use crate::cli::{Cli, Command as Subcommand};
+use crate::exit::{Exit, bad_input};
+use crate::request::Request;
+use crate::run;
+use crate::setup;
+use crate::suite::Tally;
+use crate::workspace;
+
+/// A soak: its name, and its cases as command lines of `cargo xtask qemu`.
+type Soak = (&'static str, fn() -> Vec<String>);
+
+/// Every soak.
+const SOAKS: &[Soak] = &[("linux", linux)];
+/// Seconds until a case that hangs is given up.
+const TIMEOUT: &str = "900";
+const PASSED: &str = "pass";
+
+/// The Linux guest on every CPU model, with 1, 2 and 4 CPUs, with 512 MiB and 2 GiB.
+fn linux() -> Vec<String> {
+    const MODELS: [&str; 7] = [
+        "cortex-a57",
+        "cortex-a72",
+        "cortex-a76",
+        "neoverse-n1",
+        "neoverse-v1",
+        "neoverse-n2",
+        "max",
+    ];
+    let mut cases = Vec::new();
+    for model in MODELS {
+        for cpus in [1, 2, 4] {
+            for memory in ["512M", "2G"] {
+                cases.push(format!("--linux --cpu {model} --smp {cpus} --memory {memory}"));
+            }
+        }
+    }
+    cases
+}
+
+/// What became of a soak's cases so far.
+#[derive(Debug, Default, Deserialize, Serialize)]
+struct Results {
+    /// The commit, with `-dirty` after it if the work tree was not exactly that.
+    commit: String,
+    /// By command line: `pass`, or why not.
+    cases: BTreeMap<String, String>,
+}
+
+/// Runs the soak called `name`, or all of them.
+///
+/// # Errors
+///
+/// If there is none of that name, or results cannot be kept.
+pub fn run(name: Option<&str>, options: &setup::Options) -> Result<Tally> {
+    let chosen: Vec<&Soak> =
+        SOAKS.iter().filter(|(soak, _)| name.is_none_or(|name| name == *soak)).collect();
+    if chosen.is_empty() {
+        let known: Vec<&str> = SOAKS.iter().map(|(name, _)| *name).collect();
+        return Err(bad_input(format!(
+            "there is no soak named `{}`: there is {}",
+            name.unwrap_or_default(),
+            known.join(", ")
+        )));
+    }
+    let mut tally = Tally::default();
+    for (name, cases) in chosen {
+        tally.add(soak(name, &cases(), options)?);
+    }
+    Ok(tally)
+}
+
+fn soak(name: &str, cases: &[String], options: &setup::Options) -> Result<Tally> {
+    let folder = workspace::root().join("tests/soak");
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let path = folder.join(format!("{name}.json"));
+    let commit = commit()?;
+    let mut results = read(&path).filter(|results| results.commit == commit).unwrap_or_default();
+    results.commit = commit;
+    let mut tally = Tally::default();
+    for (index, case) in cases.iter().enumerate() {
+        let known = results.cases.get(case).is_some_and(|result| result == PASSED);
+        let started = Instant::now();
+        let result = if known { PASSED.into() } else { try_case(case, options) };
+        let passed = result == PASSED;
+        tally.add(Tally { passed: passed.into(), failed: (!passed).into() });
+        let took =
+            if known { "known".into() } else { format!("{} s", started.elapsed().as_secs()) };
+        println!("{name} {}/{}  {case}  {result} ({took})", index + 1, cases.len());
+        if !known {
+            results.cases.insert(case.clone(), result);
+            write(&path, &results)?;
+        }
+    }
+    Ok(tally)
+}
+
+/// Runs one case; says `pass`, or why not.
+fn try_case(case: &str, options: &setup::Options) -> String {
+    let outcome = (|| {
+        let line =
+            ["xtask", "qemu", "--timeout", TIMEOUT].into_iter().chain(case.split_whitespace());
+        let Subcommand::Qemu(args) = Cli::try_parse_from(line)?.command else { bail!("not a run") };
+        let mut request = Request::new(&args)?;
+        request.quiet = true;
+        request.setup = setup::Options { quiet: true, ..options.clone() };
+        run::run(&request)
+    })();
+    match outcome {
+        Ok(outcome) if outcome.exit == Exit::Pass => PASSED.into(),
+        Ok(outcome) => outcome.verdict.reason,
+        Err(error) => format!("{error:#}"),
+    }
+}
+
+/// The commit of the work tree; with `-dirty` if anything but soaks' results differs from it.
+fn commit() -> Result<String> {
+    let git = |arguments: &[&str]| -> Result<String> {
+        let mut git = Command::new("git");
+        let output =
+            git.args(arguments).current_dir(workspace::root()).stdin(Stdio::null()).output();
+        let output = output.context("running git, which says what the results are of")?;
+        if !output.status.success() {
+            bail!(
+                "git {}: {}",
+                arguments.join(" "),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let head = git(&["rev-parse", "HEAD"])?;
+    let changes = git(&["status", "--porcelain", "--", ".", ":!tests/soak"])?;
+    Ok(if changes.is_empty() { head } else { format!("{head}-dirty") })
+}
+
+/// Reads earlier results; what cannot be read counts for nothing.
+fn read(path: &Path) -> Option<Results> {
+    serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()
+}
+
+fn write(path: &PathBuf, results: &Results) -> Result<()> {
+    let text = serde_json::to_string_pretty(results)? + "\n";
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_linux_matrix_is_complete() {
+        let cases = linux();
+        assert_eq!(cases.len(), 7 * 3 * 2);
+        assert!(cases.contains(&"--linux --cpu neoverse-n2 --smp 4 --memory 2G".to_owned()));
+    }
+
+    #[test]
+    fn every_case_is_a_command_line_that_is_accepted() {
+        for (_, cases) in SOAKS {
+            for case in cases() {
+                let line = ["xtask", "qemu"].into_iter().chain(case.split_whitespace());
+                let Subcommand::Qemu(args) = Cli::try_parse_from(line).unwrap().command else {
+                    panic!("{case}")
+                };
+                Request::new(&args).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn results_are_read_as_they_were_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.json");
+        let mut results = Results { commit: "abc".into(), ..Results::default() };
+        results.cases.insert("--linux".into(), PASSED.into());
+        write(&path, &results).unwrap();
+        let again = read(&path).unwrap();
+        assert_eq!((again.commit, again.cases), (results.commit, results.cases));
+        std::fs::write(&path, "{").unwrap();
+        assert!(read(&path).is_none());
+    }
+}
