@@ -132,6 +132,7 @@ fn state(state: State) -> StreamState {
         State::Abort => StreamState::Abort,
         State::Watch => StreamState::Watch,
         State::Stage2 => StreamState::Stage2,
+        State::Nested => StreamState::Nested,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Commands (chapter 4): what the driver asks of the SMMU, 16 bytes each.
 
-use crate::addr::{Iova, Ipa, PAGE_SIZE, StreamId, Vmid};
+use crate::addr::{Iova, Ipa, StreamId, Vmid};
 
 macro_rules! opcodes {
     ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal;)*) => {
@@ -72,6 +72,49 @@ pub enum Pages {
         /// 0 to 31.
         scale: u8,
     },
+    /// `multiple << scale` granules of a guest's own tables from the address on; only where `IDR3.RIL` is 1.
+    /// One granule without a level hint is a reserved encoding.
+    Granules {
+        /// The granule of the tables.
+        granule: Granule,
+        /// The level of their leaves, 1 to 3, or 0: any. Level 1 only with the 4 KiB and 64 KiB granules.
+        level: u8,
+        /// 1 to 32.
+        multiple: u8,
+        /// 0 to 31.
+        scale: u8,
+    },
+}
+
+/// The smallest size of what a translation table maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Granule {
+    /// 4 KiB.
+    K4,
+    /// 16 KiB.
+    K16,
+    /// 64 KiB.
+    K64,
+}
+
+impl Granule {
+    /// Its size as a power of two.
+    pub const fn log2(self) -> u8 {
+        match self {
+            Self::K4 => 12,
+            Self::K16 => 14,
+            Self::K64 => 16,
+        }
+    }
+
+    /// `TG` (section 4.4.1.1).
+    const fn code(self) -> u64 {
+        match self {
+            Self::K4 => 1,
+            Self::K16 => 2,
+            Self::K64 => 3,
+        }
+    }
 }
 
 /// A command of the Non-secure queue.
@@ -219,15 +262,16 @@ fn tag(vmid: Vmid, asid: u16) -> u64 {
 }
 
 fn range(tag: u64, address: u64, pages: Pages, leaf: bool) -> (u64, u64) {
-    /// `TG`: the range counts 4 KiB pages.
-    const GRANULE_4K: u64 = 1 << 10;
-    let high = address & !(PAGE_SIZE - 1) | u64::from(leaf);
-    match pages {
-        Pages::One => (tag, high),
-        Pages::Range { multiple, scale } => {
-            (tag | u64::from(scale) << 20 | u64::from(multiple - 1) << 12, high | GRANULE_4K)
-        }
-    }
+    let high = |granule_log2: u8| address >> granule_log2 << granule_log2 | u64::from(leaf);
+    let (granule, level, multiple, scale) = match pages {
+        Pages::One => return (tag, high(Granule::K4.log2())),
+        Pages::Range { multiple, scale } => (Granule::K4, 0, multiple, scale),
+        Pages::Granules { granule, level, multiple, scale } => (granule, level, multiple, scale),
+    };
+    (
+        tag | u64::from(scale) << 20 | u64::from(multiple - 1) << 12,
+        high(granule.log2()) | granule.code() << 10 | u64::from(level) << 8,
+    )
 }
 
 #[cfg(test)]
@@ -280,6 +324,22 @@ mod tests {
                     leaf: true,
                 },
                 [0x5a_0091_f02a, 0x12_3456_7401],
+            ),
+            // TTL [73:72] = 3, TG = 3: the address is a multiple of 64 KiB.
+            (
+                Command::TlbiNhVa {
+                    vmid: VMID,
+                    asid: 9,
+                    address: va,
+                    pages: Pages::Granules {
+                        granule: Granule::K64,
+                        level: 3,
+                        multiple: 1,
+                        scale: 2,
+                    },
+                    leaf: true,
+                },
+                [0x0009_005a_0020_0012, 0xffff_8000_1234_0f01],
             ),
             (Command::TlbiNsnhAll, [0x30, 0]),
             // Section 4.7.3: CS=0.

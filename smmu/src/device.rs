@@ -14,7 +14,7 @@ use crate::ports::{Frames, Hardware};
 use crate::queue::{CommandQueue, EventQueue, active_errors, poll};
 use crate::regs::{CR0, CR1, CR2, GBPA, GERROR, IRQ_CTRL, offset};
 use crate::stage2::{Format, Stage2};
-use crate::ste::{Stage2Config, Ste};
+use crate::ste::{Stage1Config, Stage2Config, Ste};
 use crate::streams::{MAX_STREAMS, Stage2Binding, State, Stream, Streams, Verdict};
 use crate::strtab::StreamTable;
 
@@ -95,6 +95,20 @@ pub struct Drained {
     pub records: u32,
     /// Whether it left some in the queue: call again soon.
     pub more: bool,
+}
+
+/// What a guest's own stream table says of one of its streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Configuration {
+    /// Its transactions abort, and the guest does not want to hear of them.
+    Abort,
+    /// Its configuration is invalid: its transactions abort, and each leaves a record from which the guest's
+    /// own is made.
+    Refuse,
+    /// It bypasses stage 1.
+    Stage2,
+    /// It goes through this stage 1.
+    Nested(Stage1Config),
 }
 
 /// Makes everything abort as long as the SMMU is disabled (`GBPA.ABORT`). Never undone (C1).
@@ -328,12 +342,23 @@ impl<'a, H: Hardware> Smmu<'a, H> {
     /// [`HostError::UnknownStream`], [`HostError::Unowned`], [`HostError::StreamOpen`],
     /// [`HostError::BadVmid`], or a failure of the hardware.
     pub fn open_stage2(&mut self, sid: StreamId, binding: &Stage2Binding) -> Result<(), HostError> {
+        self.check(sid, binding)?;
+        match self.streams.get(sid)?.state() {
+            State::Abort => {}
+            State::Watch => self.silence(sid)?,
+            State::Stage2 | State::Nested => return Err(HostError::StreamOpen(sid)),
+        }
+        self.open(sid, *binding, State::Stage2)
+    }
+
+    /// Whether the owner of `sid` may have its stream bound to `binding`.
+    fn check(&mut self, sid: StreamId, binding: &Stage2Binding) -> Result<(), HostError> {
         let Vmid(vmid) = binding.vmid;
         if vmid == 0 || binding.vmid == Vmid::WATCH || (vmid > 0xff && !self.caps.vmid16()) {
             return Err(HostError::BadVmid(binding.vmid));
         }
         let stream = self.streams.get(sid)?;
-        let (owner, state) = (stream.owner(), stream.state());
+        let owner = stream.owner();
         if owner.is_none() {
             return Err(HostError::Unowned(sid));
         }
@@ -344,12 +369,96 @@ impl<'a, H: Hardware> Smmu<'a, H> {
         if self.open_streams().filter(|open| related(*open)).any(|open| open != (owner, *binding)) {
             return Err(HostError::BadVmid(binding.vmid));
         }
-        match state {
-            State::Abort => {}
-            State::Watch => self.silence(sid)?,
-            State::Stage2 => return Err(HostError::StreamOpen(sid)),
+        Ok(())
+    }
+
+    /// Does with a stream what its owner's own stream table says, on top of `binding`, while the owner runs.
+    /// Its STE and what belongs to it are forgotten in any case; but a caller that changes nothing has to
+    /// [`Smmu::sync`] before that is certain.
+    ///
+    /// A closed stream that is watched stays watched unless this opens it (C6), and a muted one muted.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError::UnknownStream`], [`HostError::Unowned`], [`HostError::BadVmid`], or a failure of the
+    /// hardware.
+    pub fn configure(
+        &mut self,
+        sid: StreamId,
+        binding: &Stage2Binding,
+        to: &Configuration,
+    ) -> Result<(), HostError> {
+        self.check(sid, binding)?;
+        let stream = self.streams.get(sid)?;
+        let (state, binding, stage1, refuses) = match *to {
+            Configuration::Abort => (State::Abort, None, None, false),
+            Configuration::Refuse => (State::Watch, Some(self.watch), None, true),
+            Configuration::Stage2 => (State::Stage2, Some(*binding), None, false),
+            Configuration::Nested(stage1) => (State::Nested, Some(*binding), Some(stage1), false),
+        };
+        if stream.state() == State::Watch && !stream.refuses() && !state.is_open() {
+            return Ok(());
         }
-        self.open(sid, *binding, State::Stage2)
+        let (muted, cfgi) = (stream.is_muted(), stream.cfgi());
+        let old = self.current_ste(sid)?;
+        let new = self.ste(state, binding, stage1, !muted);
+        if old == new {
+            self.streams.get(sid)?.change(state, binding, stage1, refuses, cfgi);
+            return self.run(sid, &[Step::Cfgi]);
+        }
+        if new == Ste::Abort {
+            self.run(sid, Plan::close(&new.encode()).steps())?;
+            let stream = self.streams.get(sid)?;
+            stream.change(state, binding, stage1, refuses, stream.cfgi());
+            return Ok(());
+        }
+        let plan = match Plan::between(&old, &new) {
+            Some(plan) => plan,
+            None => {
+                self.run(sid, Plan::close(&Ste::Abort.encode()).steps())?;
+                let stream = self.streams.get(sid)?;
+                stream.change(State::Abort, None, None, false, stream.cfgi());
+                Plan::open(&new.encode())
+            }
+        };
+        // Before the first store, as in `open`.
+        let stream = self.streams.get(sid)?;
+        stream.change(state, binding, stage1, refuses, stream.cfgi() + plan.cfgi_before_change());
+        self.run(sid, plan.steps())
+    }
+
+    /// Issues one of the commands by which a guest invalidates what belongs to its stage 1. It is complete
+    /// after the next [`Smmu::sync`].
+    ///
+    /// # Errors
+    ///
+    /// [`HostError::Foreign`] if the command is of another kind, or is not about `owner` and `vmid`; or a
+    /// failure of the hardware.
+    pub fn relay(&mut self, owner: VmIndex, vmid: Vmid, command: Command) -> Result<(), HostError> {
+        let allowed = match command {
+            Command::CfgiCd { sid, .. } | Command::CfgiCdAll { sid } => {
+                self.streams.find(sid).is_some_and(|stream| stream.owner() == Some(owner))
+            }
+            Command::TlbiNhAll { vmid: tag }
+            | Command::TlbiNhAsid { vmid: tag, .. }
+            | Command::TlbiNhVa { vmid: tag, .. }
+            | Command::TlbiNhVaa { vmid: tag, .. } => tag == vmid && vmid != Vmid::WATCH,
+            Command::Sync => true,
+            _ => false,
+        };
+        if !allowed {
+            return Err(HostError::Foreign(command.opcode()));
+        }
+        self.commands.push(&self.hw, command)
+    }
+
+    /// Waits until every command issued so far is complete.
+    ///
+    /// # Errors
+    ///
+    /// A failure of the hardware.
+    pub fn sync(&mut self) -> Result<(), HostError> {
+        self.commands.sync(&self.hw)
     }
 
     /// Invalidates what the SMMU may have cached of a VM's stage 2, and waits until it has.
@@ -453,7 +562,7 @@ impl<'a, H: Hardware> Smmu<'a, H> {
         binding: Stage2Binding,
         state: State,
     ) -> Result<(), HostError> {
-        let ste = self.ste(&binding, true);
+        let ste = self.ste(state, Some(binding), None, true);
         let stream = self.streams.get(sid)?;
         // Before the first store: if the hardware fails half-way, the stream counts as open. Of the
         // plan's two CFGI the second only makes certain what the last store already allowed.
@@ -477,9 +586,33 @@ impl<'a, H: Hardware> Smmu<'a, H> {
         self.budgets.watch_events
     }
 
-    fn ste(&self, binding: &Stage2Binding, record: bool) -> Ste {
-        let Stage2Binding { root, format, vmid } = *binding;
-        Ste::Stage2(Stage2Config { vmid, root, format, record, stall_disable: self.caps.stalls() })
+    /// The STE of a stream in `state` whose faults are recorded or not.
+    fn ste(
+        &self,
+        state: State,
+        binding: Option<Stage2Binding>,
+        stage1: Option<Stage1Config>,
+        record: bool,
+    ) -> Ste {
+        let Some(Stage2Binding { root, format, vmid }) = binding else {
+            return Ste::Abort;
+        };
+        let stage2 = Stage2Config { vmid, root, format, record, stall_disable: self.caps.stalls() };
+        match (state, stage1) {
+            (State::Abort, _) => Ste::Abort,
+            // Whether stage-1 faults are recorded is the guest's CD's business, so nothing less helps.
+            (State::Nested, Some(_)) if !record => Ste::Abort,
+            (State::Nested, Some(stage1)) => Ste::Nested(stage1, stage2),
+            _ => Ste::Stage2(stage2),
+        }
+    }
+
+    /// The STE of a stream as it is now.
+    fn current_ste(&mut self, sid: StreamId) -> Result<Ste, HostError> {
+        let stream = self.streams.get(sid)?;
+        let (state, binding) = (stream.state(), stream.binding);
+        let (stage1, record) = (stream.stage1, !stream.is_muted());
+        Ok(self.ste(state, binding, stage1, record))
     }
 
     /// Executes steps of a plan for one stream.
@@ -507,14 +640,13 @@ impl<'a, H: Hardware> Smmu<'a, H> {
         sid: StreamId,
         muted_until_us: Option<u64>,
     ) -> Result<(), HostError> {
-        let Some(binding) = self.streams.get(sid)?.binding else {
-            return Ok(());
-        };
-        let recording = self.ste(&binding, true).encode();
-        let silent = self.ste(&binding, false).encode();
-        let (old, new) =
-            if muted_until_us.is_some() { (recording, silent) } else { (silent, recording) };
-        if let Some(plan) = Plan::amend(&old, &new) {
+        let old = self.current_ste(sid)?;
+        let stream = self.streams.get(sid)?;
+        let (state, binding, stage1) = (stream.state(), stream.binding, stream.stage1);
+        let new = self.ste(state, binding, stage1, muted_until_us.is_none());
+        if new == Ste::Abort && old != new {
+            self.run(sid, Plan::close(&new.encode()).steps())?;
+        } else if let Some(plan) = Plan::between(&old, &new) {
             self.run(sid, plan.steps())?;
         }
         self.streams.get(sid)?.set_muted(muted_until_us);

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use crate::addr::{StreamId, Vmid};
+use crate::cmd::Opcode;
 
 /// What a bounded wait was for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub enum HostError {
     StreamOpen(StreamId),
     /// The VMID is reserved, or wider than the SMMU's.
     BadVmid(Vmid),
+    /// A command that was to be relayed for a VM is none of its own.
+    Foreign(Opcode),
 }
 
 impl fmt::Display for HostError {
@@ -97,6 +100,9 @@ impl fmt::Display for HostError {
             }
             Self::Unowned(sid) => write!(f, "SMMU: stream {sid} has no owner"),
             Self::StreamOpen(sid) => write!(f, "SMMU: stream {sid} is open; close it first"),
+            Self::Foreign(opcode) => {
+                write!(f, "SMMU: {} is not the VM's to issue", opcode.name())
+            }
             Self::BadVmid(Vmid(vmid)) => write!(f, "SMMU: VMID {vmid} cannot be a VM's"),
         }
     }

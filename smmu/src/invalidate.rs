@@ -172,6 +172,7 @@ mod tests {
             .flat_map(|(first, pages)| match pages {
                 Pages::One => first..first + 1,
                 Pages::Range { multiple, scale } => first..first + (u64::from(multiple) << scale),
+                Pages::Granules { .. } => panic!("not of stage 2"),
             })
             .collect()
     }
@@ -248,6 +249,7 @@ mod tests {
                     prop_assert!((1..=32).contains(&multiple) && scale <= 31 && (multiple, scale) != (1, 0));
                     prop_assert_eq!(u64::from(multiple) << scale, count);
                 }
+                Pages::Granules { .. } => panic!("not of stage 2"),
             }
         }
     }

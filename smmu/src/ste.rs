@@ -2,7 +2,7 @@
 
 use tock_registers::{LocalRegisterCopy, register_bitfields};
 
-use crate::addr::{Pa, Vmid};
+use crate::addr::{Ipa, Pa, Vmid};
 use crate::stage2::Format;
 
 /// An STE as memory holds it. The SMMU reads each word in one piece, the eight in any order.
@@ -12,8 +12,12 @@ register_bitfields! {u64,
     WORD0 [
         V OFFSET(0) NUMBITS(1) [],
         CONFIG OFFSET(1) NUMBITS(3) [Abort = 0b000, Bypass = 0b100, Stage1 = 0b101, Stage2 = 0b110, Nested = 0b111],
+        S1CONTEXTPTR OFFSET(6) NUMBITS(50) [],
     ],
     WORD1 [
+        S1CIR OFFSET(2) NUMBITS(2) [],
+        S1COR OFFSET(4) NUMBITS(2) [],
+        S1CSH OFFSET(6) NUMBITS(2) [],
         MEV OFFSET(19) NUMBITS(1) [],
         S2FWB OFFSET(25) NUMBITS(1) [],
         S1STALLD OFFSET(27) NUMBITS(1) [],
@@ -40,6 +44,22 @@ pub enum Ste {
     Abort,
     /// Transactions go through stage 2 only.
     Stage2(Stage2Config),
+    /// Transactions go through a guest's stage 1, and what comes out of it, as well as that stage 1's own
+    /// descriptors, through stage 2.
+    Nested(Stage1Config, Stage2Config),
+}
+
+/// The stage-1 half of an STE, all of it a guest's: one CD, no substreams (S1Fmt, S1CDMax and S1DSS are 0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage1Config {
+    /// Where the CD is: bits 55:6 of an address that stage 2 translates.
+    pub context: Ipa,
+    /// `S1CIR`, two bits: how the SMMU caches the CD in inner caches.
+    pub inner: u8,
+    /// `S1COR`, two bits: the same for outer caches.
+    pub outer: u8,
+    /// `S1CSH`, two bits: the CD's shareability.
+    pub shareability: u8,
 }
 
 /// The stage-2 half of an STE.
@@ -80,6 +100,23 @@ impl Ste {
                 let [word1, word2, word3] = config.encode();
                 [(WORD0::V::SET + WORD0::CONFIG::Stage2).value, word1, word2, word3, 0, 0, 0, 0]
             }
+            Self::Nested(stage1, stage2) => {
+                let [first0, first1] = stage1.encode();
+                let [second1, word2, word3] = stage2.encode();
+                let word0 = (WORD0::V::SET + WORD0::CONFIG::Nested).value | first0;
+                [word0, first1 | second1, word2, word3, 0, 0, 0, 0]
+            }
+        }
+    }
+
+    /// The bits of [`Ste::encode`] that the SMMU looks at; it ignores all others.
+    pub(crate) fn used(&self) -> Words {
+        let selector = WORD0::V::SET.mask() | WORD0::CONFIG::SET.mask();
+        let stage1 = WORD1::S1CIR::SET.mask() | WORD1::S1COR::SET.mask() | WORD1::S1CSH::SET.mask();
+        match self {
+            Self::Abort => [selector, 0, 0, 0, 0, 0, 0, 0],
+            Self::Stage2(_) => [selector, !stage1, !0, !0, 0, 0, 0, 0],
+            Self::Nested(..) => [!0, !0, !0, !0, 0, 0, 0, 0],
         }
     }
 
@@ -96,12 +133,40 @@ impl Ste {
         let ste = match word0.read_as_enum(WORD0::CONFIG) {
             Some(WORD0::CONFIG::Value::Abort) => Self::Abort,
             Some(WORD0::CONFIG::Value::Stage2) => Self::Stage2(Stage2Config::decode(words)?),
+            Some(WORD0::CONFIG::Value::Nested) => {
+                Self::Nested(Stage1Config::decode(words), Stage2Config::decode(words)?)
+            }
             _ => return Err(SteError::Config(word0.read(WORD0::CONFIG) as u8)),
         };
         // The fields are right; now every other bit must be what we would have written.
         match ste.encode().iter().zip(words).position(|(ours, theirs)| ours != theirs) {
             None => Ok(ste),
             Some(word) => Err(SteError::Reserved { word }),
+        }
+    }
+}
+
+impl Stage1Config {
+    /// What goes into words 0 and 1. Nothing else of an address or a field that is too wide does.
+    fn encode(&self) -> [u64; 2] {
+        [
+            WORD0::S1CONTEXTPTR.val(self.context.raw() >> 6).value,
+            (WORD1::S1CIR.val(self.inner.into())
+                + WORD1::S1COR.val(self.outer.into())
+                + WORD1::S1CSH.val(self.shareability.into()))
+            .value,
+        ]
+    }
+
+    /// The fields of this form, whatever else the words hold.
+    pub(crate) fn decode(words: &Words) -> Self {
+        let word0 = LocalRegisterCopy::<u64, WORD0::Register>::new(words[0]);
+        let word1 = LocalRegisterCopy::<u64, WORD1::Register>::new(words[1]);
+        Self {
+            context: Ipa::new(word0.read(WORD0::S1CONTEXTPTR) << 6),
+            inner: word1.read(WORD1::S1CIR) as u8,
+            outer: word1.read(WORD1::S1COR) as u8,
+            shareability: word1.read(WORD1::S1CSH) as u8,
         }
     }
 }
@@ -193,6 +258,31 @@ mod tests {
     }
 
     #[test]
+    fn a_guests_stage1_adds_its_fields_and_nothing_else() {
+        let Ste::Stage2(stage2) = stage2(true, true, true) else { unreachable!() };
+        let below = Ste::Stage2(stage2).encode();
+        let stage1 =
+            Stage1Config { context: Ipa::new(0x45_6789_abc0), inner: 1, outer: 2, shareability: 3 };
+        let words = Ste::Nested(stage1, stage2).encode();
+        // V=1, Config=0b111, S1Fmt [5:4] = 0, S1ContextPtr [55:6], S1CDMax [63:59] = 0.
+        assert_eq!(words[0], 0x45_6789_abc0 | 0b1111);
+        // S1DSS [65:64] = 0, S1CIR [67:66], S1COR [69:68], S1CSH [71:70].
+        assert_eq!(words[1], below[1] | 1 << 2 | 2 << 4 | 3 << 6);
+        assert_eq!(words[2..], below[2..]);
+        assert_eq!(Ste::decode(&words), Ok(Ste::Nested(stage1, stage2)));
+    }
+
+    #[test]
+    fn an_overlong_stage1_field_stays_in_its_place() {
+        let Ste::Stage2(stage2) = stage2(true, false, false) else { unreachable!() };
+        let all =
+            Stage1Config { context: Ipa::new(!0), inner: 0xff, outer: 0xff, shareability: 0xff };
+        let words = Ste::Nested(all, stage2).encode();
+        assert_eq!(words[0], 0x00ff_ffff_ffff_ffc0 | 0b1111);
+        assert_eq!(words[1], Ste::Stage2(stage2).encode()[1] | 0xfc);
+    }
+
+    #[test]
     fn what_is_never_written_is_an_error() {
         let good = stage2(true, false, false).encode();
         let changed = |word: usize, value: u64| {
@@ -201,7 +291,7 @@ mod tests {
             Ste::decode(&words)
         };
         assert_eq!(changed(0, 0b1100), Err(SteError::Invalid));
-        for config in [0b001, 0b011, 0b100, 0b101, 0b111] {
+        for config in [0b001, 0b011, 0b100, 0b101] {
             assert_eq!(changed(0, config << 1 | 1), Err(SteError::Config(config as u8)));
         }
         // S1ContextPtr, EATS, S2S, S2AA64=0, S2TG=1, an unaligned and a too distant S2TTB.

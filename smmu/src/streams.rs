@@ -7,6 +7,7 @@ use crate::device::Budgets;
 use crate::error::HostError;
 use crate::event::{Event, Kind};
 use crate::stage2::{Format, Stage2};
+use crate::ste::Stage1Config;
 
 /// The most streams of one SMMU.
 pub const MAX_STREAMS: usize = 64;
@@ -22,6 +23,8 @@ pub enum State {
     Watch,
     /// Stage 2 of its VM only.
     Stage2,
+    /// The guest's stage 1 on its VM's stage 2.
+    Nested,
 }
 
 impl State {
@@ -29,7 +32,7 @@ impl State {
     pub const fn is_open(self) -> bool {
         match self {
             Self::Abort | Self::Watch => false,
-            Self::Stage2 => true,
+            Self::Stage2 | Self::Nested => true,
         }
     }
 }
@@ -103,6 +106,10 @@ pub struct Stream {
     state: State,
     /// What it is bound to unless it is in *abort*.
     pub(crate) binding: Option<Stage2Binding>,
+    /// The guest's half of its STE while it is in *nested*.
+    pub(crate) stage1: Option<Stage1Config>,
+    /// It is in *watch* because its owner's own configuration is invalid, not because its owner is gone.
+    refuses: bool,
     cfgi: u32,
     transitions: u32,
     history: HistoryBuf<Transition, MAX_HISTORY>,
@@ -131,6 +138,8 @@ impl Stream {
             owner,
             state: State::Abort,
             binding: None,
+            stage1: None,
+            refuses: false,
             cfgi: 0,
             transitions: 0,
             history: HistoryBuf::new(),
@@ -188,6 +197,12 @@ impl Stream {
         self.armed_at_close
     }
 
+    /// Whether it is in *watch* only so that a running owner hears of transactions that its own stream table
+    /// does not allow.
+    pub fn refuses(&self) -> bool {
+        self.refuses
+    }
+
     /// Whether its faults go unrecorded at the moment.
     pub fn is_muted(&self) -> bool {
         self.muted_until_us.is_some()
@@ -226,18 +241,36 @@ impl Stream {
 
     /// Enters a state that could first be seen after `cfgi` commands.
     pub(crate) fn enter(&mut self, state: State, binding: Option<Stage2Binding>, cfgi: u32) {
-        self.state = state;
-        self.binding = binding;
-        self.transitions += 1;
-        self.history.write(Transition { state, cfgi });
+        self.change(state, binding, None, false, cfgi);
         self.muted_until_us = None;
         self.window_events = 0;
+    }
+
+    /// Enters a state that its owner asked for, which changes nothing about its being muted: an owner cannot
+    /// buy a new budget that way.
+    pub(crate) fn change(
+        &mut self,
+        state: State,
+        binding: Option<Stage2Binding>,
+        stage1: Option<Stage1Config>,
+        refuses: bool,
+        cfgi: u32,
+    ) {
+        if state != self.state {
+            self.transitions += 1;
+            self.history.write(Transition { state, cfgi });
+        }
+        self.state = state;
+        self.binding = binding;
+        self.stage1 = stage1;
+        self.refuses = refuses;
     }
 
     /// Allows the watch that begins with record number `from` its budget.
     pub(crate) fn start_watch(&mut self, from: u64, budget: u32) {
         self.watched_from = from;
         self.watch_left = budget;
+        self.refuses = false;
         self.stopped_in_watch = Stopped::default();
     }
 
@@ -269,8 +302,9 @@ impl Stream {
         }
         self.faults[event.kind.index()] += 1;
         let verdict = match self.state {
+            State::Watch if self.refuses => self.record_live(now_us, budgets),
             State::Watch if sequence >= self.watched_from => self.record_stopped(event),
-            State::Stage2 => self.record_live(now_us, budgets),
+            State::Stage2 | State::Nested => self.record_live(now_us, budgets),
             _ => Verdict::Keep,
         };
         (self.owner, verdict)

@@ -86,8 +86,9 @@ impl<H: Hardware> Smmu<'_, H> {
     pub fn watch(&mut self, sid: StreamId) -> Result<(), HostError> {
         match self.streams.get(sid)?.state() {
             State::Abort => {}
+            State::Watch if self.streams.get(sid)?.refuses() => self.silence(sid)?,
             State::Watch => return Ok(()),
-            State::Stage2 => return Err(HostError::StreamOpen(sid)),
+            State::Stage2 | State::Nested => return Err(HostError::StreamOpen(sid)),
         }
         // What was refused before the close is in the queue by now, and is not late.
         let from = self.events.frontier(&self.hw);
@@ -105,13 +106,13 @@ impl<H: Hardware> Smmu<'_, H> {
         match self.streams.get(sid)?.state() {
             State::Abort => return Ok(()),
             State::Watch => {}
-            State::Stage2 => return Err(HostError::StreamOpen(sid)),
+            State::Stage2 | State::Nested => return Err(HostError::StreamOpen(sid)),
         }
         self.run(sid, Plan::close(&Ste::Abort.encode()).steps())?;
         self.enter_abort(sid)
     }
 
-    fn enter_abort(&mut self, sid: StreamId) -> Result<(), HostError> {
+    pub(crate) fn enter_abort(&mut self, sid: StreamId) -> Result<(), HostError> {
         let stream = self.streams.get(sid)?;
         stream.enter(State::Abort, None, stream.cfgi());
         Ok(())
