@@ -340,11 +340,7 @@ fn write_stage1(machine: &Machine, pa: u64) {
     const LEAF: u64 = 1 << 10 | 3 << 8 | 1 << 6;
     let at = |ipa: u64| pa + (ipa - RAM);
     let table = |number: u64| CONTEXT + number * PAGE_SIZE;
-    for number in 0..4 {
-        for word in 0..512 {
-            machine.write_guest(at(table(number)) + word * 8, 0);
-        }
-    }
+    machine.clear_guest(at(CONTEXT), 4 * PAGE_SIZE);
     // T0SZ=25, EPD1, V, IPS=2 (40 bits), AA64, R, A, ASID=5.
     let word0 = 25 | 1 << 30 | 1 << 31 | 2 << 32 | 1 << 41 | 1 << 45 | 1 << 46 | 5 << 48;
     machine.write_guest(at(CONTEXT), word0);

@@ -782,6 +782,11 @@ impl Machine {
         core::array::from_fn(|word| world.memory.load(at + word as u64 * 8))
     }
 
+    /// Clears pages of guest memory, as the guest's CPU, visibly.
+    pub fn clear_guest(&self, pa: u64, size: u64) {
+        self.world().memory.clear_dma(pa, size);
+    }
+
     /// Writes guest memory, as the guest's CPU, visibly.
     pub fn write_guest(&self, pa: u64, value: u64) {
         self.world().memory.store_dma(pa, value);

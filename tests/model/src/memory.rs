@@ -120,6 +120,12 @@ impl PhysicalMemory {
         self.smmu.store(at, value);
     }
 
+    /// Clears whole pages for everybody.
+    pub fn clear_dma(&mut self, at: u64, size: u64) {
+        self.cpu.fill(at, size, 0);
+        self.smmu.fill(at, size, 0);
+    }
+
     fn show(&mut self, index: usize) {
         let (barriers, shown) = self.pending[index].clone();
         let mut position = 0;

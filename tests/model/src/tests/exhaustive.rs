@@ -100,7 +100,8 @@ fn every_schedule_of_a_watch_is_right() {
     assert!(every_schedule(false, deviations(), &closed, Op::Watch(0)) > 1000);
     let watched = [OPEN, Op::Close(0), Op::Watch(0)];
     assert!(every_schedule(false, deviations(), &watched, Op::Silence(0)) > 500);
-    assert!(every_schedule(false, deviations(), &watched, Op::Open(0, 1)) > 1000);
+    // Closes and opens: as many steps as both.
+    assert!(every_schedule(false, deviations() - 1, &watched, Op::Open(0, 1)) > 100);
 }
 
 #[test]
