@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::exit::{Exit, bad_input};
 use crate::request::Request;
-use crate::setup::{self, Flavor, Needs, State};
+use crate::setup::{self, State};
 use crate::suite::{self, Scope};
 use crate::{ci, run, soak};
 
@@ -329,7 +329,7 @@ fn options(source: &SourceArgs) -> Result<setup::Options> {
 
 fn set_up(args: &SetupArgs) -> Result<Exit> {
     let options = options(&args.source)?;
-    let needs = Needs { qemu: true, rust_target: true, linux: Some(Flavor::Cloud6_1) };
+    let needs = Scope::All.needs();
     if !args.check {
         setup::ensure(&needs, &options)?;
     }

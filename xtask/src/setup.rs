@@ -88,8 +88,8 @@ pub struct Needs {
     pub qemu: bool,
     /// The Rust target of the bare-metal images.
     pub rust_target: bool,
-    /// A guest kernel and its user space.
-    pub linux: Option<Flavor>,
+    /// Guest kernels, and the user space that serves them all.
+    pub linux: &'static [Flavor],
 }
 
 /// Whether a prerequisite is there.
@@ -155,10 +155,12 @@ pub fn check(needs: &Needs, options: &Options) -> Vec<Item> {
             found.map(|qemu| (qemu.program.display().to_string(), qemu.version.to_string()));
         items.push(item(&format!("{} >= {}", qemu::PROGRAM, qemu::WANTED), found));
     }
-    if let Some(flavor) = needs.linux {
+    for &flavor in needs.linux {
         let found = cache.as_ref().and_then(|cache| debian::present(cache, flavor));
         let found = found.map(|kernel| (kernel.image.display().to_string(), kernel.version));
         items.push(item(&format!("Debian arm64 kernel {flavor}"), found));
+    }
+    if !needs.linux.is_empty() {
         let found = cache.as_ref().and_then(debian::present_busybox);
         items.push(item("Debian arm64 busybox-static", found));
     }
@@ -173,8 +175,10 @@ pub fn ensure(needs: &Needs, options: &Options) -> Result<(), Missing> {
     if needs.qemu {
         ensure_qemu(options, None)?;
     }
-    if let Some(flavor) = needs.linux {
+    for &flavor in needs.linux {
         ensure_linux(options, flavor)?;
+    }
+    if !needs.linux.is_empty() {
         ensure_busybox(options)?;
     }
     Ok(())
@@ -226,7 +230,7 @@ mod tests {
     fn check_reports_an_empty_cache_and_creates_nothing() {
         let root = tempfile::tempdir().unwrap();
         let options = Options { cache: Some(root.path().join("cache")), ..Options::default() };
-        let needs = Needs { linux: Some(Flavor::Cloud6_1), ..Needs::default() };
+        let needs = Needs { linux: &[Flavor::Cloud6_1], ..Needs::default() };
         let items = check(&needs, &options);
         assert_eq!(items.len(), 2);
         assert!(items.iter().all(|item| matches!(item.state, State::Missing { .. })));

@@ -43,11 +43,14 @@ impl Scope {
     }
 
     /// What has to be there.
-    fn needs(self) -> Needs {
+    pub fn needs(self) -> Needs {
         Needs {
             qemu: self.has_system(),
             rust_target: self.has_system(),
-            linux: matches!(self, Self::All | Self::Linux).then_some(Flavor::Cloud6_1),
+            linux: match self {
+                Self::All | Self::Linux => &[Flavor::Cloud6_1, Flavor::Standard6_1],
+                Self::Host | Self::Qemu => &[],
+            },
         }
     }
 
