@@ -32,17 +32,21 @@ fn confined() -> Result<()> {
             });
             let stream = outcome.verdict.report.stream(ATTACKER);
             stream.is_some_and(|stream| {
-                stopped.is_some_and(|stopped| stopped > 0)
+                stream.vm.as_deref() == Some("linux")
+                    && stopped.is_some_and(|stopped| stopped > 0)
                     && stream.faults.get("F_TRANSLATION").copied() == stopped
                     && stream.faults.len() == 1
             })
         })?
-        .holds("the disks were read again after the attack", |outcome| {
-            outcome.testimony.guest("linux").is_some_and(|said| {
-                let reads =
-                    |name| said.disks.iter().filter(|d| d.name == name && !d.written).count();
-                reads("nvme0n1") >= 2 && reads("vda") >= 2
-            })
+        .holds("both disks were read after the last DMA, and right", |outcome| {
+            let lines = || outcome.console.iter().map(String::as_str);
+            let last = lines().rposition(|line| line.starts_with("[linux] @tried"));
+            let mut after = lines().skip(last.unwrap_or(usize::MAX));
+            let read = |line: &str, name| {
+                line.starts_with(&format!("[linux] @disk name={name} "))
+                    && line.ends_with("sha256=ok")
+            };
+            ["nvme0n1", "vda"].iter().all(|name| after.any(|line| read(line, name)))
         })?
         .holds("the victim lived until the end", |outcome| {
             outcome.testimony.guest("victim").is_some_and(|said| said.done.is_empty())
