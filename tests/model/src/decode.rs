@@ -305,9 +305,12 @@ pub fn command(words: &[u64; 2], profile: &Profile) -> Result<Command, &'static 
         match granule {
             0 => Ok((address, 4096)),
             _ if !profile.range_invalidation() => Err("a range without IDR3.RIL"),
-            1 if (scale, number, hint) == (0, 0, 0) => Err("a reserved range"),
-            1 => Ok((address, (number + 1) << scale << 12)),
-            _ => Err("a granule other than 4 KiB"),
+            _ if (scale, number, hint) == (0, 0, 0) => Err("a reserved range"),
+            2 if hint == 1 => Err("a level that the 16 KiB granule has no leaves at"),
+            granule => {
+                let log2 = 10 + 2 * granule;
+                Ok((address >> log2 << log2, (number + 1) << scale << log2))
+            }
         }
     };
     if field(10, 10) != 0 {

@@ -1,12 +1,16 @@
 //! A hypervisor in miniature: it drives the `smmu` crate through the life of a few VMs, and tells the judge
 //! what each step promises.
 
-use smmu::addr::{Ipa, PAGE_SIZE, Pa, StreamId, VmIndex, Vmid};
-use smmu::caps::Refusal;
-use smmu::device::{Budgets, Config, Smmu};
+use std::collections::BTreeSet;
+
+use smmu::addr::{Iova, Ipa, PAGE_SIZE, Pa, StreamId, VmIndex, Vmid};
+use smmu::caps::{Class, Refusal};
+use smmu::cmd::{Command, Pages};
+use smmu::device::{Budgets, Config, Configuration, Smmu};
 use smmu::error::HostError;
 use smmu::ports::Hardware;
 use smmu::stage2::{Attributes, Stage2};
+use smmu::ste::Stage1Config;
 use smmu::streams::{Stage2Binding, State, Streams};
 use smmu::teardown::Closed;
 
@@ -31,6 +35,11 @@ pub const VMS: usize = 2;
 pub enum Op {
     /// Gives a closed stream to a VM and opens it.
     Open(usize, usize),
+    /// Does with a stream what its owner's own stream table says: 0 to 2 are abort, refuse and stage 2 only,
+    /// others are stage 1 with one of two CDs.
+    Configure(usize, usize, usize),
+    /// Relays one of the VM's own invalidations, and waits for it.
+    Relay(usize, usize),
     /// Closes a VM's streams.
     Close(usize),
     /// Closes a VM's streams, quiesces its devices, gives everything back and starts it anew under the same
@@ -62,8 +71,10 @@ struct Guest {
     binding: Stage2Binding,
     /// Pages of RAM that it lacks: first and count.
     missing: Vec<(u64, u64)>,
-    /// Streams whose devices it has had.
-    had: Vec<u32>,
+    /// Streams that it has.
+    has: BTreeSet<u32>,
+    /// Streams that it has had since it was created.
+    had: BTreeSet<u32>,
 }
 
 /// Which precaution the hypervisor forgets, for tests of the tests.
@@ -166,7 +177,17 @@ impl<'a, H: Hardware> Host<'a, H> {
         machine.tempt(tables.root().raw());
         let binding = Stage2Binding::new(&tables, vmid);
         let index = VmIndex(vm as u8);
-        Guest { id, index, vmid, generation, tables, binding, missing: Vec::new(), had: Vec::new() }
+        Guest {
+            id,
+            index,
+            vmid,
+            generation,
+            tables,
+            binding,
+            missing: Vec::new(),
+            has: BTreeSet::new(),
+            had: BTreeSet::new(),
+        }
     }
 
     fn state(&self, sid: u32) -> Option<State> {
@@ -192,6 +213,10 @@ impl<'a, H: Hardware> Host<'a, H> {
     pub fn apply(&mut self, op: Op) -> Result<(), HostError> {
         match op {
             Op::Open(stream, vm) => self.open(self.sids[stream % 3], vm % VMS),
+            Op::Configure(stream, vm, to) => {
+                self.configure(self.sids[stream % 3], vm % VMS, to % 5)
+            }
+            Op::Relay(vm, which) => self.relay(vm % VMS, which),
             Op::Close(vm) => self.close(vm % VMS).map(|_| ()),
             Op::Restart(vm) => self.restart(vm % VMS),
             Op::Watch(stream) => {
@@ -229,16 +254,107 @@ impl<'a, H: Hardware> Host<'a, H> {
     }
 
     fn open(&mut self, sid: u32, vm: usize) -> Result<(), HostError> {
-        if self.is_open(sid) {
+        if self.is_open(sid) || !self.claim(sid, vm)? {
             return Ok(());
         }
-        let Guest { index, id, binding, .. } = self.guests[vm];
-        self.smmu.attach(StreamId(sid), Some(index), &mut self.machine.frames())?;
-        self.machine.permit(sid, id);
-        self.guests[vm].had.push(sid);
+        let binding = self.guests[vm].binding;
         self.smmu.open_stage2(StreamId(sid), &binding)?;
         self.check_alive();
         Ok(())
+    }
+
+    /// Gives a stream to a VM, unless another VM has it.
+    fn claim(&mut self, sid: u32, vm: usize) -> Result<bool, HostError> {
+        if self
+            .guests
+            .iter()
+            .enumerate()
+            .any(|(other, guest)| other != vm && guest.has.contains(&sid))
+        {
+            return Ok(false);
+        }
+        let Guest { index, id, .. } = self.guests[vm];
+        if self.guests[vm].has.insert(sid) {
+            self.guests[vm].had.insert(sid);
+            self.smmu.attach(StreamId(sid), Some(index), &mut self.machine.frames())?;
+        }
+        self.machine.permit(sid, id);
+        Ok(true)
+    }
+
+    fn configure(&mut self, sid: u32, vm: usize, to: usize) -> Result<(), HostError> {
+        if to > 2 && self.smmu.class() != Class::Nested || !self.claim(sid, vm)? {
+            return Ok(());
+        }
+        let configuration = match to {
+            0 => Configuration::Abort,
+            1 => Configuration::Refuse,
+            2 => Configuration::Stage2,
+            number => Configuration::Nested(Stage1Config {
+                context: Ipa::new(context(number as u64 - 3)),
+                inner: 1,
+                outer: 1,
+                shareability: 3,
+            }),
+        };
+        let binding = self.guests[vm].binding;
+        self.smmu.configure(StreamId(sid), &binding, &configuration)?;
+        self.smmu.sync()?;
+        if to < 2 {
+            self.machine.check_closed(sid);
+        }
+        self.check_alive();
+        Ok(())
+    }
+
+    fn relay(&mut self, vm: usize, which: usize) -> Result<(), HostError> {
+        let Guest { index, vmid, .. } = self.guests[vm];
+        let sid = StreamId(self.sids[which / 8 % 3]);
+        // Now and then somebody else's.
+        let vmid_named = if (which / 64).is_multiple_of(8) { Vmid(vmid.0 ^ 3) } else { vmid };
+        let (address, pages) = (Iova::new(RAM + 0x3000), Pages::One);
+        let asid = 5;
+        let command = match which % 8 {
+            0 => Command::TlbiNhAll { vmid: vmid_named },
+            1 => Command::TlbiNhAsid { vmid: vmid_named, asid },
+            2 => Command::TlbiNhVa {
+                vmid: vmid_named,
+                asid,
+                address,
+                pages,
+                leaf: (which / 24).is_multiple_of(2),
+            },
+            3 => Command::TlbiNhVaa {
+                vmid: vmid_named,
+                address,
+                pages,
+                leaf: (which / 24).is_multiple_of(2),
+            },
+            4 => Command::CfgiCd { sid, ssid: 0, leaf: true },
+            5 => Command::CfgiCdAll { sid },
+            6 => Command::TlbiS12Vmall { vmid },
+            _ => Command::CfgiAll,
+        };
+        let owned =
+            self.smmu.streams().any(|stream| stream.sid() == sid && stream.owner() == Some(index));
+        let allowed = match which % 8 {
+            0..=3 => self.smmu.class() == Class::Nested && vmid_named == vmid,
+            4 | 5 => owned,
+            _ => false,
+        };
+        if which % 8 < 4 && self.smmu.class() != Class::Nested {
+            return Ok(());
+        }
+        match self.smmu.relay(index, vmid, command) {
+            Err(HostError::Foreign(_)) if !allowed => Ok(()),
+            Ok(()) if allowed => self.smmu.sync(),
+            Err(error) if allowed => Err(error),
+            other => {
+                let what = format!("{command:?} for VM {vm}: {other:?}");
+                self.machine.violate(Property::LegalUse, what);
+                Ok(())
+            }
+        }
     }
 
     /// What the open streams' owners were given is there for them, whatever happens to others.
@@ -247,7 +363,11 @@ impl<'a, H: Hardware> Host<'a, H> {
             // A stream that failed to open half-way counts as open.
             return;
         }
-        for sid in self.sids.into_iter().filter(|sid| self.is_open(*sid)) {
+        for stream in self.smmu.streams().filter(|stream| stream.state().is_open()) {
+            if stream.is_muted() && stream.state() == State::Nested {
+                continue;
+            }
+            let sid = stream.sid().0;
             let outcome = self.machine.dma(Transaction::write(sid, ALWAYS));
             if !matches!(outcome, Outcome::Reaches(_)) {
                 let what = format!("DMA of the open stream {sid:#x} is {outcome:?}");
@@ -263,14 +383,8 @@ impl<'a, H: Hardware> Host<'a, H> {
     /// The driver's; then the streams still count as open.
     pub fn close(&mut self, vm: usize) -> Result<Closed, HostError> {
         let Guest { index, vmid, .. } = self.guests[vm];
-        let theirs: Vec<u32> = self
-            .smmu
-            .streams()
-            .filter(|stream| stream.owner() == Some(index) && stream.state().is_open())
-            .map(|stream| stream.sid().0)
-            .collect();
         let proof = self.smmu.close(index, vmid)?;
-        for sid in theirs {
+        for sid in std::mem::take(&mut self.guests[vm].has) {
             self.machine.forbid(sid);
         }
         self.machine.forgotten(proof.vmid().0);
@@ -329,6 +443,11 @@ impl<'a, H: Hardware> Host<'a, H> {
     }
 }
 
+/// Where a guest has its CDs.
+const fn context(number: u64) -> u64 {
+    CONTEXT + number * 64
+}
+
 /// Where the RAM of a VM's generation is: never twice the same.
 const fn backing(vm: usize, generation: u64) -> u64 {
     0x10_0000_0000 * (vm as u64 + 1) + 0x100_0000 * generation
@@ -343,8 +462,12 @@ fn write_stage1(machine: &Machine, pa: u64) {
     machine.clear_guest(at(CONTEXT), 4 * PAGE_SIZE);
     // T0SZ=25, EPD1, V, IPS=2 (40 bits), AA64, R, A, ASID=5.
     let word0 = 25 | 1 << 30 | 1 << 31 | 2 << 32 | 1 << 41 | 1 << 45 | 1 << 46 | 5 << 48;
-    machine.write_guest(at(CONTEXT), word0);
-    machine.write_guest(at(CONTEXT) + 8, table(1));
+    // Two of them, the same but for the ASID.
+    for number in 0..2 {
+        machine.write_guest(at(context(number)), word0 + (number << 48));
+        machine.write_guest(at(context(number)) + 8, table(1));
+        machine.add_context(context(number));
+    }
     machine.write_guest(at(table(1)), RAM | LEAF | 0b01);
     machine.write_guest(at(table(1)) + 8, RAM | LEAF | 0b01);
     machine.write_guest(at(table(1)) + 16, table(2) | 0b11);

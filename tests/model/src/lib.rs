@@ -15,7 +15,6 @@ pub mod decode;
 pub mod host;
 pub mod machine;
 pub mod memory;
-pub mod nesting;
 pub mod profile;
 mod smmu;
 pub mod violation;

@@ -1,7 +1,7 @@
 //! The machine around the SMMU: ports, devices, virtual machines, and the judge.
 
 use std::cell::{RefCell, RefMut};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use smmu::addr::Pa;
 use smmu::ports::{Clock, Frames, Memory};
@@ -136,6 +136,8 @@ pub(crate) struct World {
     permits: BTreeMap<u32, usize>,
     devices: BTreeMap<u32, Device>,
     addresses: Vec<u64>,
+    /// Where guests have CDs.
+    contexts: BTreeSet<u64>,
     firmware: Option<(u64, u64)>,
     violation: Option<Violation>,
     adversary: bool,
@@ -180,6 +182,11 @@ impl World {
             Ste::Bypass | Ste::Stage1 => {
                 let what = format!("stream {sid:#x} has an STE without stage 2: {words:x?}");
                 return self.violate(Property::Stage2Always, what);
+            }
+            Ste::Nested(context, _) if !self.contexts.contains(&context) => {
+                let what =
+                    format!("stream {sid:#x} has its CD at {context:#x}, which nobody meant");
+                return self.violate(Property::NoMixture, what);
             }
             Ste::Stage2(stage2) | Ste::Nested(_, stage2) => stage2,
         };
@@ -477,6 +484,7 @@ impl Machine {
             permits: BTreeMap::new(),
             devices: BTreeMap::new(),
             addresses: vec![0, FORBIDDEN],
+            contexts: BTreeSet::new(),
             firmware: None,
             violation: None,
             adversary: false,
@@ -647,8 +655,13 @@ impl Machine {
 
     /// From now on the stream reaches nothing.
     pub fn forbid(&self, sid: u32) {
+        self.world().permits.remove(&sid);
+        self.check_closed(sid);
+    }
+
+    /// The driver says that no transaction of the stream gets through from now on.
+    pub fn check_closed(&self, sid: u32) {
         let mut world = self.world();
-        world.permits.remove(&sid);
         let open = world.caches.stes.iter().any(|ste| {
             ste.sid == sid && ste.words[0] & 0b1101 == 0b1101 && ste.words[2] as u16 != 255
         });
@@ -675,6 +688,11 @@ impl Machine {
         let mut world = self.world();
         world.land_all();
         world.devices.entry(sid).or_default().mapped.clear();
+    }
+
+    /// An intermediate physical address where guests have a CD.
+    pub fn add_context(&self, ipa: u64) {
+        self.world().contexts.insert(ipa);
     }
 
     /// An address that devices try.
@@ -766,20 +784,39 @@ impl Machine {
         self.world().memory.live_blocks()
     }
 
-    /// A word of the stream table in use, as the CPU sees it: the eight of stream `sid`.
-    pub fn ste(&self, sid: u32) -> [u64; 8] {
+    /// Where the STE of a stream is in a linear table.
+    pub fn ste_address(&self, sid: u32) -> Pa {
+        Pa::new((self.world().regs.strtab_base & 0x000f_ffff_ffff_ffc0) + u64::from(sid) * 64)
+    }
+
+    /// Writes a command into a slot of the queue, visibly.
+    pub fn command(&self, slot: u32, words: [u64; 2]) {
+        let mut world = self.world();
+        let log2 = world.regs.cmdq_base & 0x1f;
+        let slot = u64::from(slot) & ((1 << log2) - 1);
+        let at = (world.regs.cmdq_base & 0x00ff_ffff_ffff_ffe0) + slot * 16;
+        world.memory.store_dma(at, words[0]);
+        world.memory.store_dma(at + 8, words[1]);
+    }
+
+    /// The event record in a slot of the queue.
+    pub fn event(&self, slot: u32) -> Option<[u64; 4]> {
         let world = self.world();
-        let config = world.regs.strtab_base_cfg;
-        let base = world.regs.strtab_base & 0x000f_ffff_ffff_ffc0;
-        let index = u64::from(sid);
-        let at = if config >> 16 & 3 == 0 {
-            base + index * 64
-        } else {
-            let split = config >> 6 & 0x1f;
-            let word = world.memory.load(base + (index >> split) * 8);
-            (word & 0x0000_ffff_ffff_f000) + (index & ((1 << split) - 1)) * 64
-        };
-        core::array::from_fn(|word| world.memory.load(at + word as u64 * 8))
+        let at = (world.regs.eventq_base & 0x00ff_ffff_ffff_ffe0) + u64::from(slot) * 32;
+        world
+            .memory
+            .is_live(at)
+            .then(|| core::array::from_fn(|word| world.memory.load(at + word as u64 * 8)))
+    }
+
+    /// The VMIDs of which translations are cached, in order.
+    pub fn cached_vmids(&self) -> Vec<u16> {
+        let world = self.world();
+        let mut vmids: Vec<u16> =
+            world.caches.translations.iter().map(|entry| entry.vmid).collect();
+        vmids.sort_unstable();
+        vmids.dedup();
+        vmids
     }
 
     /// Clears pages of guest memory, as the guest's CPU, visibly.

@@ -4,7 +4,9 @@ mod budgets;
 mod defects;
 mod exhaustive;
 mod failures;
+mod formats;
 mod properties;
+mod translation;
 
 use proptest::prelude::*;
 use smmu::ports::Hardware;
@@ -34,6 +36,9 @@ fn profile() -> impl Strategy<Value = Profile> {
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => (0_usize..3, 0_usize..2).prop_map(|(stream, vm)| Op::Open(stream, vm)),
+        6 => (0_usize..3, 0_usize..2, 0_usize..5)
+            .prop_map(|(stream, vm, to)| Op::Configure(stream, vm, to)),
+        3 => (0_usize..2, 0_usize..1024).prop_map(|(vm, which)| Op::Relay(vm, which)),
         3 => (0_usize..2).prop_map(Op::Close),
         2 => (0_usize..2).prop_map(Op::Restart),
         3 => (0_usize..3).prop_map(Op::Watch),

@@ -13,7 +13,6 @@ use smmu::streams::Streams;
 use super::{life, machine};
 use crate::chooser::Chooser;
 use crate::host::{Carelessness, Op};
-use crate::nesting::Nesting;
 use crate::profile::Profile;
 use crate::violation::Property::{self, *};
 use crate::violation::Violation;
@@ -247,12 +246,14 @@ impl<H: Hardware> Clock for Saboteur<H> {
 }
 
 /// A life that has a little of everything.
-fn program(chooser: &mut Chooser) -> Vec<Op> {
-    let mut ops = vec![Op::Open(0, 0), Op::Open(1, 1)];
+fn program(chooser: &mut Chooser, nested: bool) -> Vec<Op> {
+    let open =
+        |stream, vm| if nested { Op::Configure(stream, vm, 3) } else { Op::Open(stream, vm) };
+    let mut ops = vec![open(0, 0), open(1, 1)];
     for _ in 0..24 {
         let (a, b) = (chooser.choose(6), chooser.choose(600));
         ops.push(match chooser.choose(9) {
-            0 | 1 => Op::Open(a, b),
+            0 | 1 => open(a, b),
             2 => Op::Close(a),
             3 => Op::Restart(a),
             4 => Op::Watch(a),
@@ -277,16 +278,11 @@ fn defective(
         no_quiesce: defect == Defect::NoQuiesce,
         no_invalidation: defect == Defect::NoInvalidation,
     };
-    let ops = program(&mut Chooser::random(seed + 1000));
+    let ops = program(&mut Chooser::random(seed + 1000), nested);
     let machine = machine(profile, seed, seed.is_multiple_of(2));
     let mut streams = Streams::new();
-    if nested {
-        let layer = |machine| Nesting::new(Saboteur::new(machine, defect));
-        life(&machine, &mut streams, layer, sid_bits, careless, &ops)
-    } else {
-        let layer = |machine| Saboteur::new(machine, defect);
-        life(&machine, &mut streams, layer, sid_bits, careless, &ops)
-    }
+    let layer = |machine| Saboteur::new(machine, defect);
+    life(&machine, &mut streams, layer, sid_bits, careless, &ops)
 }
 
 /// The list: a defect, where it shows, and the property that it breaks.

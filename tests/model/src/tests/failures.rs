@@ -4,7 +4,7 @@
 use smmu::caps::Refusal;
 use smmu::device::stop;
 use smmu::error::HostError;
-use smmu::streams::{State, Streams};
+use smmu::streams::Streams;
 
 use super::machine;
 use crate::host::{Host, Op, VMS};
@@ -12,7 +12,12 @@ use crate::machine::{Machine, Outcome, Transaction};
 use crate::profile::Profile;
 
 /// A life through all states.
-const LIFE: [Op; 14] = [
+const LIFE: [Op; 19] = [
+    Op::Configure(0, 0, 2),
+    Op::Configure(0, 0, 3),
+    Op::Relay(0, 72),
+    Op::Configure(0, 0, 1),
+    Op::Configure(0, 0, 0),
     Op::Open(0, 0),
     Op::Open(1, 0),
     Op::Open(2, 1),
@@ -41,7 +46,7 @@ fn end(machine: &Machine, host: &mut Host<&Machine>) {
         assert_ne!(machine.dma(Transaction::write(sid, 0x4000_0000)), Outcome::Bypassed);
         machine.set_adversary(true);
     }
-    assert!(host.smmu.streams().all(|stream| !matches!(stream.state(), State::Stage2)));
+    assert!(host.smmu.streams().all(|stream| !stream.state().is_open()));
 }
 
 /// Lives until the hardware fails after `left` things; returns whether it did, or `None` if it did before
