@@ -10,7 +10,7 @@ use xtask::machine::Machine;
 use xtask::request::Request;
 use xtask::setup::{self, Flavor};
 use xtask::size::MIB;
-use xtask::vm::Content;
+use xtask::vm::{Content, Said};
 
 use crate::built_in;
 use crate::run::request;
@@ -19,6 +19,8 @@ use crate::run::request;
 const STAGE: &str = include_str!("uio/stage.sh");
 /// The memory of the Linux guest: little, so that most of the machine's lies at addresses that are not the guest's.
 const MEMORY: u64 = 256 * MIB;
+/// The memory of the victim: more than lies between two targets, so that one of them is in it wherever it is.
+const VICTIM_MEMORY: u64 = 64 * MIB;
 /// Bytes of kernel and initramfs, roughly: what the size of the machine's memory does not depend on.
 const BUNDLE: u64 = 48 * MIB;
 /// More rounds than the victim lives for.
@@ -40,10 +42,11 @@ pub fn attack() -> Result<Request> {
         "edu,addr=1,dma_mask=0xffffffffffffffff",
     ])?;
     let mut victim = built_in::vm("victim", "victim", 1);
+    victim.memory = Said::new(VICTIM_MEMORY, "the test");
     if let Content::BuiltIn { append, .. } = &mut victim.content {
         *append = ROUNDS.into();
     }
-    let ram = Machine::memory_for(MEMORY + victim.memory.value, BUNDLE);
+    let ram = Machine::memory_for(MEMORY + VICTIM_MEMORY, BUNDLE);
     let nonce = builtin::nonce(false);
     let stage = stage(nonce, &builtin::targets(MEMORY, ram))?;
     request.vms[0].content = Content::Linux {
