@@ -8,7 +8,7 @@ use tock_registers::fields::FieldValue;
 use crate::device::Config;
 use crate::error::HostError;
 use crate::ports::Registers;
-use crate::regs::{IDR0, IDR1, IDR3, IDR5, IIDR, offset};
+use crate::regs::{AIDR, IDR0, IDR1, IDR3, IDR5, IIDR, offset};
 use crate::strtab;
 
 /// What guests can be offered.
@@ -141,6 +141,7 @@ pub struct Capabilities {
     idr3: LocalRegisterCopy<u32, IDR3::Register>,
     idr5: LocalRegisterCopy<u32, IDR5::Register>,
     iidr: LocalRegisterCopy<u32, IIDR::Register>,
+    aidr: LocalRegisterCopy<u32, AIDR::Register>,
 }
 
 impl Capabilities {
@@ -152,6 +153,7 @@ impl Capabilities {
             idr3: LocalRegisterCopy::new(hw.read32(offset::IDR3)),
             idr5: LocalRegisterCopy::new(hw.read32(offset::IDR5)),
             iidr: LocalRegisterCopy::new(hw.read32(offset::IIDR)),
+            aidr: LocalRegisterCopy::new(hw.read32(offset::AIDR)),
         }
     }
 
@@ -201,6 +203,23 @@ impl Capabilities {
             return Err(Refusal::NoTwoLevelTable { needs: config.sid_bits });
         }
         Ok(if self.stage1() && !self.nesting_is_broken() { Class::Nested } else { Class::Stage2 })
+    }
+
+    pub(crate) fn idr0(&self) -> LocalRegisterCopy<u32, IDR0::Register> {
+        self.idr0
+    }
+
+    pub(crate) fn idr3(&self) -> LocalRegisterCopy<u32, IDR3::Register> {
+        self.idr3
+    }
+
+    pub(crate) fn idr5(&self) -> LocalRegisterCopy<u32, IDR5::Register> {
+        self.idr5
+    }
+
+    /// The minor revision of SMMUv3; a later major one counts as the last of those.
+    pub(crate) fn revision(&self) -> u32 {
+        if self.aidr.read(AIDR::MAJOR) == 0 { self.aidr.read(AIDR::MINOR) } else { u32::MAX }
     }
 
     /// Whether there is a stage 1 at all. Without one, the commands that invalidate it are illegal.

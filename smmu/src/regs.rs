@@ -9,6 +9,7 @@ pub mod offset {
     pub const IDR3: u32 = 0x0c;
     pub const IDR5: u32 = 0x14;
     pub const IIDR: u32 = 0x18;
+    pub const AIDR: u32 = 0x1c;
     pub const CR0: u32 = 0x20;
     pub const CR0ACK: u32 = 0x24;
     pub const CR1: u32 = 0x28;
@@ -38,9 +39,12 @@ register_bitfields! {u32,
         TTF OFFSET(2) NUMBITS(2) [],
         COHACC OFFSET(4) NUMBITS(1) [],
         ATS OFFSET(10) NUMBITS(1) [],
+        ASID16 OFFSET(12) NUMBITS(1) [],
         VMID16 OFFSET(18) NUMBITS(1) [],
+        CD2L OFFSET(19) NUMBITS(1) [],
         TTENDIAN OFFSET(21) NUMBITS(2) [Mixed = 0, Little = 2, Big = 3],
         STALL_MODEL OFFSET(24) NUMBITS(2) [StallOrTerminate = 0, Terminate = 1, Stall = 2],
+        TERM_MODEL OFFSET(26) NUMBITS(1) [],
         ST_LEVEL OFFSET(27) NUMBITS(2) [Linear = 0, TwoLevel = 1],
     ],
     /// Sizes and presets, section 6.3.2.
@@ -54,6 +58,7 @@ register_bitfields! {u32,
     ],
     /// Translation features, section 6.3.4.
     pub IDR3 [
+        HAD OFFSET(2) NUMBITS(1) [],
         FWB OFFSET(8) NUMBITS(1) [],
         RIL OFFSET(10) NUMBITS(1) [],
         BBML OFFSET(11) NUMBITS(2) [],
@@ -62,6 +67,14 @@ register_bitfields! {u32,
     pub IDR5 [
         OAS OFFSET(0) NUMBITS(3) [],
         GRAN4K OFFSET(4) NUMBITS(1) [],
+        GRAN16K OFFSET(5) NUMBITS(1) [],
+        GRAN64K OFFSET(6) NUMBITS(1) [],
+        VAX OFFSET(10) NUMBITS(2) [],
+    ],
+    /// Revision of the architecture, section 6.3.8.
+    pub AIDR [
+        MINOR OFFSET(0) NUMBITS(4) [],
+        MAJOR OFFSET(4) NUMBITS(4) [],
     ],
     /// Who made it, section 6.3.7.
     pub IIDR [
