@@ -152,6 +152,8 @@ impl Capabilities {
             reg::CAP_EXPRESS if fits(reg::EXPRESS_LENGTH) => {
                 let flags = config.read16(offset + reg::EXPRESS_FLAGS);
                 let capabilities = config.read32(offset + reg::DEVICE_CAPABILITIES);
+                // It is on after a reset (section 7.5.3.4).
+                config.clear16(offset + reg::DEVICE_CONTROL, reg::DEVICE_CONTROL_NO_SNOOP);
                 self.express.get_or_insert(Express {
                     offset,
                     port: Port::decode(flags),

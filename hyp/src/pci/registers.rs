@@ -130,6 +130,8 @@ pub const DEVICE_CONTROL: u16 = 8;
 /// would make DMA incoherent behind the back of whoever scrubs the memory.
 pub const DEVICE_CONTROL_WRITABLE: u16 =
     1 << 4 | DEVICE_CONTROL_PAYLOAD | 1 << 8 | DEVICE_CONTROL_READ_REQUEST;
+/// PCI Express: the function may ask for DMA that is not coherent, in device control.
+pub const DEVICE_CONTROL_NO_SNOOP: u16 = 1 << 11;
 /// PCI Express: largest payload, in device control.
 pub const DEVICE_CONTROL_PAYLOAD: u16 = 7 << 5;
 /// PCI Express: largest read request, in device control.

@@ -218,6 +218,8 @@ fn what_must_be_off_is_switched_off() {
     for register in [0x42, 0x166, 0x174, 0x186, 0x198] {
         assert_eq!(world.with(at("00:01.0"), |fake| fake.get16(register)), 0, "{register:#x}");
     }
+    let control = world.with(at("00:01.0"), |fake| fake.get16(0x80 + reg::DEVICE_CONTROL));
+    assert_eq!(control & reg::DEVICE_CONTROL_NO_SNOOP, 0);
     assert_eq!(world.with(at("00:02.0"), |fake| fake.get16(0x42)), 0);
     assert_eq!(world.with(at("00:02.0"), |fake| fake.get16(reg::ROM)), 0);
 }
@@ -477,7 +479,7 @@ fn a_function_level_reset_is_restored() {
     arm(&world, "01:00.0");
     // The guest had allowed larger reads, and disabled the pin.
     world.with(at("01:00.0"), |fake| {
-        fake.put16(0x88, 0x5810);
+        fake.put16(0x88, 0x5010);
         fake.config[5] |= 4;
         fake.config[0x3c] = 7;
     });
@@ -489,7 +491,7 @@ fn a_function_level_reset_is_restored() {
     assert_in_place(&world, &topology, "01:00.0");
     world.with(at("01:00.0"), |fake| {
         assert_eq!(fake.resets, 1);
-        assert_eq!(fake.get16(0x88), 0x5810);
+        assert_eq!(fake.get16(0x88), 0x5010);
         assert_eq!(fake.get16(reg::COMMAND), reg::COMMAND_MEMORY | reg::COMMAND_INTX_DISABLE);
         assert_eq!(fake.config[0x3c], 7);
     });
@@ -508,6 +510,8 @@ fn a_reset_brings_back_nothing_that_must_be_off() {
     assert_eq!((done[0].how, done[0].usable), (How::Flr, true));
     assert_eq!(world.with(at("00:01.0"), |fake| fake.get16(0x42)), 0);
     assert_eq!(world.with(at("00:01.0"), |fake| fake.get16(0x1c6)), 0x1f);
+    let control = world.with(at("00:01.0"), |fake| fake.get16(0x80 + reg::DEVICE_CONTROL));
+    assert_eq!(control & reg::DEVICE_CONTROL_NO_SNOOP, 0);
 }
 
 #[test]
