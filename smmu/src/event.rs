@@ -229,6 +229,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::fake::cases(256))]
+
         /// Whatever a device makes the SMMU write: it is counted somewhere, and kept.
         #[test]
         fn every_record_decodes(words: [u64; 4]) {

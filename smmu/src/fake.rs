@@ -7,8 +7,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::vec::Vec;
 
+use proptest::prelude::ProptestConfig;
+
 use crate::addr::Pa;
 use crate::ports::{Clock, Frames, Memory, Registers};
+
+/// How often a property is tried: under Miri, which is slow and has no files, only a few times.
+pub fn cases(usual: u32) -> ProptestConfig {
+    if cfg!(miri) {
+        ProptestConfig { cases: 2, failure_persistence: None, ..ProptestConfig::default() }
+    } else {
+        ProptestConfig::with_cases(usual)
+    }
+}
 
 /// What the hardware refuses to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -222,6 +222,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::fake::cases(256))]
+
         /// No page too few, none too many, and never the reserved form.
         #[test]
         fn exactly_the_range_is_named(first in 0_u64..1 << 28, count in 1_u64..5000, ril: bool) {
@@ -239,6 +241,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::fake::cases(256))]
+
         #[test]
         fn parts_have_legal_operands(left in 1_u64..=1 << 36) {
             let (pages, count) = largest(left);

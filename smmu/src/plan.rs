@@ -268,7 +268,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(256))]
+        #![proptest_config(crate::fake::cases(256))]
 
         #[test]
         fn no_moment_of_any_transition_is_valid_and_wrong(old in any_ste(), new in any_ste()) {

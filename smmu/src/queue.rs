@@ -292,6 +292,8 @@ mod tests {
     use super::*;
 
     proptest! {
+        #![proptest_config(crate::fake::cases(256))]
+
         /// Any number of entries in and out, any size: the indices agree with plain counting.
         #[test]
         fn indices_count_like_numbers(log2 in 0_u8..=19, start in 0_u32..1 << 20, fill in 0_u32..=1 << 19) {

@@ -306,6 +306,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::fake::cases(256))]
+
         #[test]
         fn what_is_written_is_read_back(
             vmid: u16, root in 0_u64..1 << 24, bits in 32_u8..=48, fwb: bool, record: bool, stall_disable: bool,

@@ -315,7 +315,7 @@ impl Reference {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(crate::fake::cases(96))]
 
     #[test]
     fn tables_mean_what_was_mapped(
