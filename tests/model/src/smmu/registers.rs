@@ -117,6 +117,8 @@ impl World {
             0x0c => self.profile.idr3.into(),
             0x14 => self.profile.idr5.into(),
             0x18 => 0,
+            // SMMUv3.1.
+            0x1c => 1,
             0x20 => regs.cr0.into(),
             0x24 => regs.cr0ack.into(),
             0x44 => regs.gbpa.into(),
