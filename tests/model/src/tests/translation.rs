@@ -1,13 +1,15 @@
 //! The model itself: what QEMU's SMMU, as measured, and the specification say that transactions do.
 
-use smmu::addr::{StreamId, Vmid};
+use smmu::addr::{Iova, StreamId, VmIndex, Vmid};
+use smmu::cmd::{Command, Pages};
+use smmu::error::HostError;
 use smmu::event::Event;
 use smmu::invalidate::Invalidation;
 use smmu::ports::{Memory, Registers};
 use smmu::streams::Streams;
 
 use crate::chooser::Chooser;
-use crate::host::{Host, Op, RAM, ROM};
+use crate::host::{CONTEXT, Host, Op, RAM, ROM};
 use crate::machine::{Machine, Outcome, Transaction};
 use crate::profile::Profile;
 
@@ -154,4 +156,72 @@ fn one_vms_invalidation_leaves_another_vm_alone() {
     host.smmu.invalidate(Vmid(1), &Invalidation::All).unwrap();
     assert_eq!(machine.cached_vmids(), [2]);
     assert!(host.smmu.streams().any(|stream| stream.sid() == StreamId(1)));
+}
+
+/// The last-level entry of the guest's page at 2 GiB, and what it maps there: RAM plus this.
+fn remap(machine: &Machine, ram: u64, offset: u64) {
+    let entry = (RAM + offset) | 1 << 10 | 3 << 8 | 1 << 6 | 0b11;
+    machine.write_guest(ram + (CONTEXT - RAM) + 3 * 4096, entry);
+}
+
+#[test]
+fn a_guests_invalidation_reaches_all_that_it_names_and_nobody_else() {
+    const PAGE: u64 = 2 << 30;
+    let vmid = Vmid(1);
+    let (asid, pages, leaf) = (5, Pages::One, true);
+    let address = Iova::new(PAGE);
+    for command in [
+        Command::TlbiNhAll { vmid },
+        Command::TlbiNhAsid { vmid, asid },
+        Command::TlbiNhVa { vmid, asid, address, pages, leaf },
+        Command::TlbiNhVaa { vmid, address, pages, leaf },
+    ] {
+        let machine = Machine::new(Profile::NESTED, Chooser::plain());
+        let mut streams = Streams::new();
+        let mut host = Host::start(&machine, &machine, &mut streams, 6).unwrap();
+        let [one, two, _] = host.sids();
+        host.expect(Op::Configure(0, 0, 3));
+        host.expect(Op::Configure(1, 1, 3));
+        let rams = [host.backing(0), host.backing(1)];
+        for (sid, ram) in [one, two].into_iter().zip(rams) {
+            let outcome = machine.dma(Transaction::write(sid, PAGE));
+            assert_eq!(outcome, Outcome::Reaches(ram + 0x3000));
+            // A plain SMMU uses what it has for as long as it may.
+            remap(&machine, ram, 0x5000);
+            let outcome = machine.dma(Transaction::write(sid, PAGE));
+            assert_eq!(outcome, Outcome::Reaches(ram + 0x3000));
+        }
+        host.smmu.relay(VmIndex(0), vmid, command).unwrap();
+        host.smmu.sync().unwrap();
+        let outcome = [one, two].map(|sid| machine.dma(Transaction::write(sid, PAGE)));
+        let expected = [rams[0] + 0x5000, rams[1] + 0x3000].map(Outcome::Reaches);
+        assert_eq!(outcome, expected, "{command:?}");
+        // Neither VM can name the other.
+        let foreign = host.smmu.relay(VmIndex(1), Vmid(2), command);
+        assert_eq!(foreign, Err(HostError::Foreign(command.opcode())));
+        assert_eq!(machine.violation(), None);
+    }
+}
+
+#[test]
+fn a_guests_new_cd_counts_from_its_invalidation_on() {
+    let machine = Machine::new(Profile::NESTED, Chooser::plain());
+    let mut streams = Streams::new();
+    let mut host = Host::start(&machine, &machine, &mut streams, 6).unwrap();
+    let sid = StreamId(host.sids()[0]);
+    host.expect(Op::Configure(0, 0, 3));
+    let ram = host.backing(0);
+    let dma = || machine.dma(Transaction::write(sid.0, RAM));
+    assert_eq!(dma(), Outcome::Reaches(ram));
+    // V=0.
+    machine.write_guest(ram + (CONTEXT - RAM), 0);
+    assert_eq!(dma(), Outcome::Reaches(ram));
+    let foreign = Command::CfgiCdAll { sid: StreamId(host.sids()[1]) };
+    let refused = host.smmu.relay(VmIndex(0), Vmid(1), foreign);
+    assert_eq!(refused, Err(HostError::Foreign(foreign.opcode())));
+    host.smmu.relay(VmIndex(0), Vmid(1), Command::CfgiCd { sid, ssid: 0, leaf: true }).unwrap();
+    host.smmu.sync().unwrap();
+    assert_eq!(dma(), Outcome::Aborted);
+    assert_eq!(last_event(&machine).map(|words| words[0]), Some(0x1_0000_000a));
+    assert_eq!(machine.violation(), None);
 }
