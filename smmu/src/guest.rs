@@ -47,6 +47,8 @@ pub const IMAGE_SIZE: u64 = 0x1000;
 /// What one call does before it leaves the rest for later: a command counts one, an STE that is read again
 /// [`STE_COST`] more. A full queue of commands without STEs fits.
 const BUDGET: u32 = 272;
+/// The most events that a `CMD_SYNC` brings with it.
+const MAX_EVENTS: usize = 64;
 /// What reading and installing one STE counts.
 const STE_COST: u32 = 8;
 
@@ -103,6 +105,13 @@ pub trait Physical {
     ///
     /// A failure of the host's.
     fn sync(&mut self, smmu: u8) -> Result<(), HostError>;
+
+    /// Takes the oldest event of the VM's streams that is known and not forwarded yet, with the number of its
+    /// SMMU. What a `CMD_SYNC` waited for includes the records of what was refused before it (section 4.7.3), so
+    /// the guest gets those first.
+    fn next_event(&mut self) -> Option<(u8, Event)> {
+        None
+    }
 }
 
 /// What the virtual SMMU works with during one call.
@@ -170,7 +179,7 @@ pub enum Work {
 /// Interrupts to raise: each is an edge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Interrupts {
-    /// The event queue has a record, or lost one.
+    /// The event queue is no longer empty.
     pub eventq: bool,
     /// A global error became active.
     pub gerror: bool,
@@ -245,8 +254,6 @@ pub struct VirtualSmmu {
     streams: Vec<Stream, MAX_GUEST_STREAMS>,
     /// The physical SMMUs that they come through, a bit each.
     smmus: u8,
-    /// `CR0.SMMUEN` was cleared and the streams are not closed yet.
-    closing: bool,
     /// `GBPA.ABORT` was asked for while enabled.
     taken_over: bool,
     /// Physical SMMUs with commands since their last `CMD_SYNC`.
@@ -281,7 +288,6 @@ impl VirtualSmmu {
             registers: Registers::new(config.features.identify(config.sid_bits, config.ipa_bits)),
             streams,
             smmus,
-            closing: false,
             taken_over: false,
             unsynced: 0,
             unwaited: 0,
@@ -294,7 +300,6 @@ impl VirtualSmmu {
     /// Puts it in the state after reset, with `GBPA.ABORT` as given, and publishes every register. The physical
     /// streams stay as they are: the caller has closed them, or opens them.
     pub fn reset(&mut self, abort: bool, frames: &dyn RegisterFrames) {
-        self.closing = false;
         self.taken_over = false;
         self.forget_batch();
         self.interrupts = Interrupts::default();
@@ -347,7 +352,6 @@ impl VirtualSmmu {
     ///
     /// A failure of the host's.
     pub fn disabled(&mut self, ports: &mut Ports<'_>) -> Result<Work, HostError> {
-        self.closing = false;
         self.taken_over = false;
         self.silence();
         self.registers.set_abort(true);
@@ -359,7 +363,7 @@ impl VirtualSmmu {
     /// Whether the guest's stream table decides about its streams. If not, they are the caller's to open and to
     /// close, but for what a write to `GBPA` asks for.
     pub fn is_enabled(&self) -> bool {
-        self.registers.is_enabled() && !self.closing
+        self.registers.is_enabled()
     }
 
     /// Takes the interrupts that are to be raised.
@@ -420,20 +424,22 @@ impl VirtualSmmu {
         }
         let ring = self.registers.event_ring();
         let queue = self.registers.eventq;
-        let (written, news) = if ring.is_full(queue.prod, queue.cons) {
-            (false, self.registers.overflow())
-        } else if memory.write(ring.entry(queue.prod), words).is_ok() {
-            self.registers.advance_events(ring);
-            (true, true)
-        } else {
-            self.raise(frames, registers::GlobalError::EventQueueAbort);
-            (false, false)
-        };
-        if news {
-            self.registers.publish(frames, offset::EVENTQ_PROD);
-            self.interrupts.eventq |= self.registers.event_interrupt_enabled();
+        if ring.is_full(queue.prod, queue.cons) {
+            if self.registers.overflow() {
+                self.registers.publish(frames, offset::EVENTQ_PROD);
+            }
+            return false;
         }
-        written
+        if memory.write(ring.entry(queue.prod), words).is_err() {
+            self.raise(frames, registers::GlobalError::EventQueueAbort);
+            return false;
+        }
+        self.registers.advance_events(ring);
+        self.registers.publish(frames, offset::EVENTQ_PROD);
+        // Only what makes the queue non-empty interrupts (section 3.18.2).
+        let first = ring.is_empty(queue.prod, queue.cons);
+        self.interrupts.eventq |= first && self.registers.event_interrupt_enabled();
+        true
     }
 
     fn write32(&mut self, ports: &mut Ports<'_>, at: u32, value: u32) -> Result<Work, HostError> {
@@ -458,18 +464,16 @@ impl VirtualSmmu {
     }
 
     fn write_cr0(&mut self, ports: &mut Ports<'_>, value: u32) -> Result<Work, HostError> {
-        if self.closing {
-            // The change before is not acknowledged, so this one need not take effect (section 6.3.9).
-            return Ok(Work::Done);
-        }
         let was = self.registers.is_enabled();
+        let disabling = self.registers.is_disabling();
         self.registers.write(offset::CR0, value);
         self.registers.publish(ports.frames, offset::CR0);
+        if disabling {
+            // Acknowledged with what came before.
+            return Ok(Work::Done);
+        }
         match (was, self.registers.is_enabled()) {
-            (true, false) => {
-                self.closing = true;
-                return Ok(Work::Disable { taken_over: self.taken_over });
-            }
+            (true, false) => return Ok(Work::Disable { taken_over: self.taken_over }),
             (false, true) => {
                 self.taken_over = false;
                 self.load(ports, |_| true)?;
@@ -485,7 +489,8 @@ impl VirtualSmmu {
         let Some(abort) = registers::requested_abort(value) else {
             return Ok(Work::Done);
         };
-        if self.closing {
+        if self.registers.is_disabling() {
+            // From before the close, so no reason to open anything after it (C5).
             return Ok(Work::Done);
         }
         self.registers.set_abort(abort);
@@ -563,7 +568,7 @@ impl VirtualSmmu {
         let mut error = None;
         let first = self.registers.cmdq.cons;
         let ring = self.registers.command_ring();
-        while self.registers.command_queue_runs() && !self.closing && left > 0 {
+        while self.registers.command_queue_runs() && left > 0 {
             let cons = ring.wrap(self.registers.cmdq.cons);
             if cons == ring.wrap(self.registers.cmdq.prod) {
                 break;
@@ -586,7 +591,12 @@ impl VirtualSmmu {
             self.counters.commands += 1;
             self.registers.advance_commands(ring);
         }
-        self.complete(ports)?;
+        if self.complete(ports)? {
+            for _ in 0..MAX_EVENTS {
+                let Some((smmu, event)) = ports.physical.next_event() else { break };
+                let _ = self.forward(ports.memory, ports.frames, smmu, &event);
+            }
+        }
         self.interrupts.cmdq_sync |= asked;
         if let Some(reason) = error {
             self.counters.errors += 1;
@@ -603,7 +613,6 @@ impl VirtualSmmu {
             self.raise(ports.frames, registers::GlobalError::Command);
         }
         let more = self.registers.command_queue_runs()
-            && !self.closing
             && !ring.is_empty(self.registers.cmdq.prod, self.registers.cmdq.cons);
         Ok(if more { Work::More } else { Work::Done })
     }
@@ -678,12 +687,13 @@ impl VirtualSmmu {
         Ok(())
     }
 
-    /// Waits for what the guest's `CMD_SYNC`s asked for.
-    fn complete(&mut self, ports: &mut Ports<'_>) -> Result<(), HostError> {
+    /// Waits for what the guest's `CMD_SYNC`s asked for. Returns whether they asked for anything.
+    fn complete(&mut self, ports: &mut Ports<'_>) -> Result<bool, HostError> {
         let due = if core::mem::take(&mut self.sync_due) { self.unsynced } else { 0 };
         let wait = due | core::mem::take(&mut self.unwaited);
         self.unsynced &= !wait;
-        bits(wait).try_for_each(|smmu| ports.physical.sync(smmu))
+        bits(wait).try_for_each(|smmu| ports.physical.sync(smmu))?;
+        Ok(wait != 0)
     }
 
     /// Waits for everything on every SMMU that the VM's streams come through.

@@ -142,17 +142,14 @@ fn pages(low: u64, high: u64, features: &Features) -> Result<Pages, CommandError
         // The fields are not there.
         return Ok(Pages::One);
     }
-    let level = (high >> 8 & 0b11) as u8;
     let (number, scale) = ((low >> 12 & 0x1f) as u8, (low >> 20 & 0x1f) as u8);
+    let level = match (granule, (high >> 8 & 0b11) as u8) {
+        // There are no leaves at that level: it is no hint.
+        (Granule::K16, 1) => 0,
+        (_, level) => level,
+    };
     if (number, scale, level) == (0, 0, 0) {
         return Err(CommandError::Illegal);
     }
-    Ok(match (granule, level, number, scale) {
-        // There are no leaves at level 1 there: no hint, then, and no range where that would be reserved.
-        (Granule::K16, 1, 0, 0) => Pages::One,
-        (Granule::K16, 1, _, _) => {
-            Pages::Granules { granule, level: 0, multiple: number + 1, scale }
-        }
-        _ => Pages::Granules { granule, level, multiple: number + 1, scale },
-    })
+    Ok(Pages::Granules { granule, level, multiple: number + 1, scale })
 }

@@ -44,8 +44,14 @@ impl Features {
                 & (IDR5::GRAN4K::SET + IDR5::GRAN16K::SET + IDR5::GRAN64K::SET).value,
             // 2 and 3 are reserved.
             address_extension: idr5.read(IDR5::VAX).min(1),
-            // SMMUv3.2 is the last revision that asks for nothing beyond these features.
-            revision: caps.revision().min(2),
+            // Each revision requires some of them of an SMMU with a stage 1; 3.3 more than these.
+            revision: match caps.revision() {
+                0 => 0,
+                _ if !idr3.is_set(IDR3::HAD) => 0,
+                1 => 1,
+                _ if !idr3.is_set(IDR3::RIL) || idr3.read(IDR3::BBML) == 0 => 1,
+                _ => 2,
+            },
         }
     }
 

@@ -16,16 +16,12 @@ pub mod offset {
     };
 
     pub const STATUSR: u32 = 0x40;
-    pub const GERROR_IRQ_CFG1: u32 = GERROR_IRQ_CFG0 + 8;
     pub const GERROR_IRQ_CFG2: u32 = GERROR_IRQ_CFG0 + 12;
-    pub const EVENTQ_IRQ_CFG1: u32 = EVENTQ_IRQ_CFG0 + 8;
     pub const EVENTQ_IRQ_CFG2: u32 = EVENTQ_IRQ_CFG0 + 12;
     /// The second halves of 64-bit registers.
-    pub const GERROR_IRQ_CFG0_HIGH: u32 = GERROR_IRQ_CFG0 + 4;
     pub const STRTAB_BASE_HIGH: u32 = STRTAB_BASE + 4;
     pub const CMDQ_BASE_HIGH: u32 = CMDQ_BASE + 4;
     pub const EVENTQ_BASE_HIGH: u32 = EVENTQ_BASE + 4;
-    pub const EVENTQ_IRQ_CFG0_HIGH: u32 = EVENTQ_IRQ_CFG0 + 4;
     /// Where page 1 is; page 0 has the event queue's indices as well.
     pub const PAGE1: u32 = 0x1_0000;
 
@@ -38,7 +34,7 @@ pub mod offset {
     }
 
     /// Every register that can read as other than 0.
-    pub const ALL: [u32; 35] = [
+    pub const ALL: [u32; 27] = [
         IDR0,
         IDR1,
         IDR3,
@@ -53,10 +49,6 @@ pub mod offset {
         IRQ_CTRLACK,
         GERROR,
         GERRORN,
-        GERROR_IRQ_CFG0,
-        GERROR_IRQ_CFG0_HIGH,
-        GERROR_IRQ_CFG1,
-        GERROR_IRQ_CFG2,
         STRTAB_BASE,
         STRTAB_BASE_HIGH,
         STRTAB_BASE_CFG,
@@ -68,10 +60,6 @@ pub mod offset {
         EVENTQ_BASE_HIGH,
         EVENTQ_PROD & !PAGE1,
         EVENTQ_CONS & !PAGE1,
-        EVENTQ_IRQ_CFG0,
-        EVENTQ_IRQ_CFG0_HIGH,
-        EVENTQ_IRQ_CFG1,
-        EVENTQ_IRQ_CFG2,
         EVENTQ_PROD,
         EVENTQ_CONS,
     ];
@@ -82,10 +70,12 @@ const CR0_BITS: u32 = CR0::SMMUEN::SET.value | CR0::EVENTQEN::SET.value | CR0::C
 /// `CR1`'s attributes of queues and of tables.
 const CR1_QUEUE: u32 = 0x3f;
 const CR1_TABLE: u32 = 0xfc0;
-const CR2_BITS: u32 = CR2::RECINVSID::SET.value | CR2::PTM::SET.value;
+/// Without broadcast TLB maintenance there is no PTM, without EL2 no E2H.
+const CR2_BITS: u32 = CR2::RECINVSID::SET.value;
 const IRQ_BITS: u32 = IRQ_CTRL::GERROR_IRQEN::SET.value | IRQ_CTRL::EVENTQ_IRQEN::SET.value;
-/// Global errors that there can be.
-const ERRORS: u32 = GERROR::CMDQ_ERR::SET.value | GERROR::EVENTQ_ABT_ERR::SET.value;
+/// Global errors that are defined without PRI and MSIs.
+const ERRORS: u32 =
+    GERROR::CMDQ_ERR::SET.value | GERROR::EVENTQ_ABT_ERR::SET.value | GERROR::SFM_ERR::SET.value;
 /// `STRTAB_BASE`: RA and ADDR.
 const STRTAB_BASE_BITS: u64 = 1 << 62 | 0x00ff_ffff_ffff_ffc0;
 /// FMT, SPLIT and LOG2SIZE.
@@ -97,9 +87,6 @@ const OVERFLOW: u32 = 1 << 31;
 /// `CMDQ_CONS.ERR`.
 const ERR_SHIFT: u32 = 24;
 const ERR_BITS: u32 = 0x7f << ERR_SHIFT;
-/// `*_IRQ_CFG0.ADDR`, and `SH` and `MemAttr` of `*_IRQ_CFG2`.
-const IRQ_ADDRESS_BITS: u64 = 0x00ff_ffff_ffff_fffc;
-const IRQ_ATTRIBUTE_BITS: u32 = 0x3f;
 
 /// What became of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,14 +118,6 @@ pub struct Queue {
     pub cons: u32,
 }
 
-/// Where an interrupt's message would go: kept for the guest to read, used for nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct InterruptConfig {
-    address: u64,
-    data: u32,
-    attributes: u32,
-}
-
 /// All registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Registers {
@@ -151,14 +130,12 @@ pub struct Registers {
     irq_ctrl: u32,
     gerror: u32,
     gerrorn: u32,
-    gerror_irq: InterruptConfig,
     strtab_base: u64,
     strtab_cfg: u32,
     /// Commands.
     pub cmdq: Queue,
     /// Events.
     pub eventq: Queue,
-    eventq_irq: InterruptConfig,
 }
 
 /// What a write to `GBPA` asks for, if it asks for anything (section 6.3.14): only with UPDATE it does. ABORT
@@ -192,12 +169,10 @@ impl Registers {
             irq_ctrl: 0,
             gerror: 0,
             gerrorn: 0,
-            gerror_irq: InterruptConfig::default(),
             strtab_base: 0,
             strtab_cfg: 0,
             cmdq: Queue::default(),
             eventq: Queue::default(),
-            eventq_irq: InterruptConfig::default(),
         }
     }
 
@@ -220,15 +195,17 @@ impl Registers {
             | offset::STRTAB_BASE_CFG => smmu,
             offset::CMDQ_BASE | offset::CMDQ_BASE_HIGH | offset::CMDQ_CONS => commands,
             offset::EVENTQ_BASE | offset::EVENTQ_BASE_HIGH | offset::EVENTQ_PROD => events,
-            offset::GERROR_IRQ_CFG0..=offset::GERROR_IRQ_CFG2 => self.error_interrupt_enabled(),
-            offset::EVENTQ_IRQ_CFG0..=offset::EVENTQ_IRQ_CFG2 => self.event_interrupt_enabled(),
             _ => false,
         };
         if guarded {
             return Written::Ignored;
         }
         match at {
-            offset::CR0 => self.cr0 = value & CR0_BITS,
+            offset::CR0 => {
+                // SMMUEN is on its way to 0: until it is there, nothing else can become of it (section 6.3.9).
+                let disabling = self.cr0ack & !self.cr0 & CR0::SMMUEN::SET.value;
+                self.cr0 = value & CR0_BITS & !disabling;
+            }
             offset::CR1 => {
                 let writable = if smmu { 0 } else { CR1_TABLE }
                     | if commands || events { 0 } else { CR1_QUEUE };
@@ -237,11 +214,6 @@ impl Registers {
             offset::CR2 => self.cr2 = value & CR2_BITS,
             offset::IRQ_CTRL => self.irq_ctrl = value & IRQ_BITS,
             offset::GERRORN => self.gerrorn = value & ERRORS,
-            offset::GERROR_IRQ_CFG0 | offset::GERROR_IRQ_CFG0_HIGH => {
-                set_half(&mut self.gerror_irq.address, at, value, IRQ_ADDRESS_BITS);
-            }
-            offset::GERROR_IRQ_CFG1 => self.gerror_irq.data = value,
-            offset::GERROR_IRQ_CFG2 => self.gerror_irq.attributes = value & IRQ_ATTRIBUTE_BITS,
             offset::STRTAB_BASE | offset::STRTAB_BASE_HIGH => {
                 set_half(&mut self.strtab_base, at, value, STRTAB_BASE_BITS);
             }
@@ -256,17 +228,15 @@ impl Registers {
             }
             offset::EVENTQ_PROD => self.eventq.prod = value & (INDEX | OVERFLOW),
             offset::EVENTQ_CONS => self.eventq.cons = value & (INDEX | OVERFLOW),
-            offset::EVENTQ_IRQ_CFG0 | offset::EVENTQ_IRQ_CFG0_HIGH => {
-                set_half(&mut self.eventq_irq.address, at, value, IRQ_ADDRESS_BITS);
-            }
-            offset::EVENTQ_IRQ_CFG1 => self.eventq_irq.data = value,
-            offset::EVENTQ_IRQ_CFG2 => self.eventq_irq.attributes = value & IRQ_ATTRIBUTE_BITS,
-            // IDR0 to AIDR, what acknowledges, and the identification of the component.
+            // IDR0 to AIDR, what acknowledges, what messages interrupts would need, and the identification of
+            // the component.
             0..=0x1c
             | offset::CR0ACK
             | offset::STATUSR
             | offset::IRQ_CTRLACK
             | offset::GERROR
+            | offset::GERROR_IRQ_CFG0..=offset::GERROR_IRQ_CFG2
+            | offset::EVENTQ_IRQ_CFG0..=offset::EVENTQ_IRQ_CFG2
             | 0xfd0..=0xffc => return Written::Ignored,
             _ => return Written::Unknown,
         }
@@ -289,37 +259,35 @@ impl Registers {
             offset::IRQ_CTRL | offset::IRQ_CTRLACK => self.irq_ctrl,
             offset::GERROR => self.gerror,
             offset::GERRORN => self.gerrorn,
-            offset::GERROR_IRQ_CFG0 | offset::GERROR_IRQ_CFG0_HIGH => {
-                half(self.gerror_irq.address, at)
-            }
-            offset::GERROR_IRQ_CFG1 => self.gerror_irq.data,
-            offset::GERROR_IRQ_CFG2 => self.gerror_irq.attributes,
             offset::STRTAB_BASE | offset::STRTAB_BASE_HIGH => half(self.strtab_base, at),
             offset::STRTAB_BASE_CFG => self.strtab_cfg,
             offset::CMDQ_BASE | offset::CMDQ_BASE_HIGH => half(self.cmdq.base, at),
             offset::CMDQ_PROD => self.cmdq.prod,
-            offset::CMDQ_CONS => self.cmdq.cons,
-            offset::EVENTQ_BASE | offset::EVENTQ_BASE_HIGH => half(self.eventq.base, at),
-            offset::EVENTQ_PROD => self.eventq.prod,
-            offset::EVENTQ_CONS => self.eventq.cons,
-            offset::EVENTQ_IRQ_CFG0 | offset::EVENTQ_IRQ_CFG0_HIGH => {
-                half(self.eventq_irq.address, at)
+            offset::CMDQ_CONS => {
+                self.cmdq.cons & ERR_BITS | self.command_ring().wrap(self.cmdq.cons)
             }
-            offset::EVENTQ_IRQ_CFG1 => self.eventq_irq.data,
-            offset::EVENTQ_IRQ_CFG2 => self.eventq_irq.attributes,
+            offset::EVENTQ_BASE | offset::EVENTQ_BASE_HIGH => half(self.eventq.base, at),
+            offset::EVENTQ_PROD => {
+                self.eventq.prod & OVERFLOW | self.event_ring().wrap(self.eventq.prod)
+            }
+            offset::EVENTQ_CONS => self.eventq.cons,
             _ => 0,
         }
     }
 
-    /// Makes reads find the register at the canonical `at` as it is now, and what follows it at once.
+    /// Makes reads find the register at the canonical `at` as it is now, and what follows it at once: an
+    /// acknowledgement, the same register at its other offset, or an index whose width the register decides.
     pub fn publish(&self, frames: &dyn RegisterFrames, at: u32) {
         frames.write32(at, self.value(at));
-        let follower = match at {
-            offset::IRQ_CTRL => offset::IRQ_CTRLACK,
-            offset::EVENTQ_PROD | offset::EVENTQ_CONS => at & !offset::PAGE1,
-            _ => return,
-        };
-        frames.write32(follower, self.value(follower));
+        match at {
+            offset::IRQ_CTRL => frames.write32(offset::IRQ_CTRLACK, self.irq_ctrl),
+            offset::CMDQ_BASE => self.publish(frames, offset::CMDQ_CONS),
+            offset::EVENTQ_BASE => self.publish(frames, offset::EVENTQ_PROD),
+            offset::EVENTQ_PROD | offset::EVENTQ_CONS => {
+                frames.write32(at & !offset::PAGE1, self.value(at));
+            }
+            _ => {}
+        }
     }
 
     /// Makes reads find all of them.
@@ -327,6 +295,11 @@ impl Registers {
         for at in offset::ALL {
             frames.write32(at, self.value(at));
         }
+    }
+
+    /// Whether `CR0.SMMUEN` was cleared and the guest does not know yet that it is.
+    pub fn is_disabling(&self) -> bool {
+        self.cr0ack & !self.cr0 & CR0::SMMUEN::SET.value != 0
     }
 
     /// Whether `CR0.SMMUEN` is set.

@@ -8,12 +8,9 @@ register_bitfields! {u64,
     WORD0 [
         V OFFSET(0) NUMBITS(1) [],
         CONFIG OFFSET(1) NUMBITS(3) [Bypass = 0b100, Stage1 = 0b101],
-        RESERVED OFFSET(56) NUMBITS(3) [],
-        S1CDMAX OFFSET(59) NUMBITS(5) [],
     ],
     WORD1 [
         S1STALLD OFFSET(27) NUMBITS(1) [],
-        STRW OFFSET(30) NUMBITS(2) [],
     ]
 }
 
@@ -35,9 +32,9 @@ pub struct Illegal;
 impl GuestSte {
     /// Decodes a copy of a guest's STE.
     ///
-    /// What the architecture calls IGNORED where the features are not there that the guest is not told of (EATS
-    /// without ATS, memory attributes without ATTR_TYPES_OVR, everything of stage 2) has no effect: drivers do
-    /// set it. What it calls ILLEGAL is: a stage 2, substreams, stalls, another exception level.
+    /// Illegal is what section 5.2.2 says for an SMMU with these features: V=0, a stage 2, and `S1STALLD`.
+    /// Everything else that belongs to a feature which the guest is not told of is ignored, as it says there as
+    /// well: EATS, STRW, substreams, memory attributes, all of stage 2. Drivers do set some of it.
     ///
     /// # Errors
     ///
@@ -55,11 +52,7 @@ impl GuestSte {
             None if word0.read(WORD0::CONFIG) & 0b100 == 0 => return Ok(Self::Abort),
             None => return Err(Illegal),
         }
-        if word0.read(WORD0::RESERVED) != 0
-            || word0.read(WORD0::S1CDMAX) != 0
-            || word1.is_set(WORD1::S1STALLD)
-            || word1.read(WORD1::STRW) != 0
-        {
+        if word1.is_set(WORD1::S1STALLD) {
             return Err(Illegal);
         }
         let mut config = Stage1Config::decode(words);

@@ -40,18 +40,21 @@ impl StreamTable {
     /// 6, a reserved format as linear, and address bits below the size of the table as 0.
     pub fn new(registers: &Registers, sid_bits: u8) -> Self {
         let (base, config) = registers.stream_table();
-        let log2 = ((config & 0x3f) as u8).min(sid_bits);
+        let literal = (config & 0x3f) as u8;
+        let log2 = literal.min(sid_bits);
         let split = (config >> 16 & 0b11 == 1).then_some(match config >> 6 & 0x1f {
             8 => 8,
             10 => 10,
             _ => 6,
         });
+        // The alignment follows from what was written, not from what counts.
         let size_log2 = match split {
-            None => log2 + STE_LOG2,
+            None => literal + STE_LOG2,
             // At least 64 bytes.
-            Some(split) => (log2.saturating_sub(split) + 3).max(6),
+            Some(split) => (literal.saturating_sub(split) + 3).max(6),
         };
-        Self { base: base & ADDRESS & !((1 << size_log2) - 1), log2, split }
+        let aligned = u64::MAX.checked_shl(size_log2.into()).unwrap_or(0);
+        Self { base: base & ADDRESS & aligned, log2, split }
     }
 
     /// Reads what the guest says of `sid`, once.
