@@ -57,7 +57,7 @@ fn address() -> impl Strategy<Value = u64> {
 fn value() -> impl Strategy<Value = u32> {
     prop_oneof![
         3 => 0_u32..32,
-        2 => (0_u32..0x400),
+        2 => 0_u32..0x400,
         1 => any::<u32>(),
         2 => address().prop_map(|at| at as u32),
         1 => Just(1 << 16 | 8 << 6 | 16),

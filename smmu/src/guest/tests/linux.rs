@@ -2,8 +2,9 @@
 
 use super::*;
 
-/// Resets the device as `arm_smmu_device_reset` does, with a two-level table.
-fn reset(guest: &mut Guest) {
+/// Resets the device as `arm_smmu_device_reset` does, with a two-level table. Returns what reached the physical
+/// side of the invalidations that come before the enable.
+fn reset(guest: &mut Guest) -> Vec<Step> {
     if guest.read(CR0) & SMMUEN != 0 {
         assert_eq!(guest.read(GBPA) >> 31, 0);
         guest.set(GBPA, guest.read(GBPA) | 1 << 20 | 1 << 31);
@@ -38,12 +39,7 @@ fn reset(guest: &mut Guest) {
         guest.set(CMDQ_PROD, prod);
         assert_eq!(guest.read(CMDQ_CONS), prod);
     }
-    // Nothing is enabled, so there is nothing to configure; but what is cached goes, on both SMMUs.
-    let all = Command::TlbiNhAll { vmid: VMID };
-    assert_eq!(
-        guest.wires(),
-        [Step::Relay(0, all), Step::Relay(2, all), Step::Sync(0), Step::Sync(2)]
-    );
+    let initial = guest.wires();
     guest.set64(EVENTQ_BASE, EVENTS | 1 << 62 | 8);
     guest.set(EVENTQ_PROD, 0);
     guest.set(EVENTQ_CONS, 0);
@@ -56,6 +52,7 @@ fn reset(guest: &mut Guest) {
     guest.set(IRQ_CTRL, 0b101);
     assert_eq!(guest.read(IRQ_CTRLACK), 0b101);
     enable(guest, CMDQEN | EVENTQEN | SMMUEN);
+    initial
 }
 
 /// Allocates the level-2 table that holds every function of bus 0, without a command.
@@ -88,7 +85,10 @@ fn it_probes() {
 #[test]
 fn it_resets_attaches_and_detaches() {
     let mut guest = Guest::new();
-    reset(&mut guest);
+    // Nothing is enabled, so there is nothing to configure; but what is cached goes, on both SMMUs.
+    let all = Command::TlbiNhAll { vmid: VMID };
+    let expected = [Step::Relay(0, all), Step::Relay(2, all), Step::Sync(0), Step::Sync(2)];
+    assert_eq!(reset(&mut guest), expected);
     // The rise asks for each stream's STE; there is no level-2 table yet.
     let refused = STREAMS.map(|map| Step::Configure(map.smmu, map.phys.0, Configuration::Refuse));
     let mut expected = refused.to_vec();

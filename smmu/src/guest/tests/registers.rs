@@ -97,6 +97,9 @@ fn address_sizes_have_their_encoding() {
 #[test]
 fn what_is_written_is_read_back_as_far_as_it_exists() {
     let mut guest = Guest::new();
+    // An index has the bits of its queue.
+    guest.set(CMDQ_BASE, 8);
+    guest.set(EVENTQ_BASE, 8);
     for (offset, bits) in [
         // No PTM without BTM, no E2H without Hyp.
         (CR1, 0xfff),
@@ -105,15 +108,15 @@ fn what_is_written_is_read_back_as_far_as_it_exists() {
         (STRTAB_BASE, 0xffff_ffc0),
         (STRTAB_BASE + 4, 0x40ff_ffff),
         (STRTAB_BASE_CFG, 0x3_07ff),
-        (CMDQ_BASE, 0xffff_ffff),
-        (CMDQ_BASE + 4, 0x40ff_ffff),
         (CMDQ_PROD, 0x1ff),
         (CMDQ_CONS, 0x7f00_01ff),
-        (EVENTQ_BASE, 0xffff_ffff),
-        (EVENTQ_BASE + 4, 0x40ff_ffff),
         (EVENTQ_PROD, 0x8000_01ff),
         (EVENTQ_CONS, 0x8000_01ff),
         (GERRORN, 0b1_0000_0101),
+        (CMDQ_BASE, 0xffff_ffff),
+        (CMDQ_BASE + 4, 0x40ff_ffff),
+        (EVENTQ_BASE, 0xffff_ffff),
+        (EVENTQ_BASE + 4, 0x40ff_ffff),
     ] {
         for value in [u32::MAX, 0x5555_5555, 0] {
             guest.set(offset, value);
@@ -224,11 +227,11 @@ fn what_is_read_only_or_not_there_ignores_writes() {
 #[test]
 fn a_write_of_both_halves_acts_like_two() {
     let mut guest = Guest::new();
-    // CR0 and CR0ACK; CR1 and CR2.
-    guest.set64(CR0, u64::from(CMDQEN) | 0xffff_ffff << 32);
-    assert_eq!((guest.read(CR0), guest.read(CR0ACK)), (CMDQEN, CMDQEN));
+    // CR1 and CR2; CR0 and CR0ACK.
     guest.set64(CR1, 0xd75 | 0b10 << 32);
     assert_eq!((guest.read(CR1), guest.read(CR2)), (0xd75, 0b10));
+    guest.set64(CR0, u64::from(CMDQEN) | 0xffff_ffff << 32);
+    assert_eq!((guest.read(CR0), guest.read(CR0ACK)), (CMDQEN, CMDQEN));
     // STATUSR and GBPA.
     guest.set64(0x40, (1_u64 << 31 | 1 << 20) << 32);
     assert_eq!(guest.read(GBPA), 1 << 20);
@@ -272,6 +275,7 @@ fn a_disable_is_acknowledged_after_the_close() {
     guest.enable();
     guest.set(GBPA, 1 << 31);
     assert!(guest.smmu.is_enabled());
+    guest.take();
     assert_eq!(guest.write(CR0, CMDQEN), Work::Disable { taken_over: false });
     // Nothing of it is the virtual SMMU's doing, and the guest cannot see that it is over.
     assert_eq!(guest.take(), [Step::Register(CR0, CMDQEN)]);

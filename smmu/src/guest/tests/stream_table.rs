@@ -21,7 +21,9 @@ fn configured(steps: &[Step], phys: u32) -> Configuration {
 fn linear_tables_have_any_size() {
     for log2 in [4, 8, 9, 16] {
         let mut guest = Guest::new();
-        guest.ste(8, [STAGE1, ATTRIBUTES]);
+        // Aligned to its size.
+        let base = TABLE / (64 << log2) * (64 << log2);
+        guest.ram.set(base + 64 * 8, &[STAGE1, ATTRIBUTES]);
         assert_eq!(enabled(&mut guest, TABLE, log2), nested(CONTEXT), "{log2}");
     }
     // Too small, and larger than any StreamID: the base is aligned to what was asked for, 16 MiB.
@@ -59,7 +61,7 @@ fn two_level_tables_have_every_split() {
     for format in [2, 3] {
         let mut guest = Guest::new();
         guest.ste(8, [STAGE1, ATTRIBUTES]);
-        assert_eq!(enabled(&mut guest, TABLE, format << 16 | 8 << 6 | 16), nested(CONTEXT));
+        assert_eq!(enabled(&mut guest, TABLE, format << 16 | 8 << 6 | 8), nested(CONTEXT));
     }
 }
 
