@@ -263,8 +263,17 @@ impl<'a, H: Hardware> Host<'a, H> {
         Ok(())
     }
 
+    /// What the VM's streams are bound to.
+    pub fn binding(&self, vm: usize) -> Stage2Binding {
+        self.guests[vm].binding
+    }
+
     /// Gives a stream to a VM, unless another VM has it.
-    fn claim(&mut self, sid: u32, vm: usize) -> Result<bool, HostError> {
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub fn claim(&mut self, sid: u32, vm: usize) -> Result<bool, HostError> {
         if self
             .guests
             .iter()

@@ -5,6 +5,7 @@ mod defects;
 mod exhaustive;
 mod failures;
 mod formats;
+mod guest;
 mod properties;
 mod stage2;
 mod translation;
