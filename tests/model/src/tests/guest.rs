@@ -161,7 +161,7 @@ impl<'h> Guest<'h> {
         self.image.0.borrow().get(&offset).copied().unwrap_or(0)
     }
 
-    fn ste(&mut self, virt: u32, [word0, word1]: [u64; 2]) {
+    fn ste(&self, virt: u32, [word0, word1]: [u64; 2]) {
         self.memory.write(Ipa::new(TABLE + 64 * u64::from(virt)), &[word0, word1]).unwrap();
     }
 
