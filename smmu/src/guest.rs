@@ -218,7 +218,7 @@ pub struct Counters {
 /// What the guest's stream table makes of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum View {
-    /// The virtual SMMU is disabled, or the guest wants it to abort.
+    /// The guest wants it to abort.
     Silent,
     /// It bypasses stage 1.
     Bypass,
@@ -232,6 +232,7 @@ enum View {
 #[derive(Clone, Copy, Debug)]
 struct Stream {
     map: StreamMap,
+    /// Means nothing unless the virtual SMMU is enabled.
     view: View,
 }
 
@@ -303,7 +304,6 @@ impl VirtualSmmu {
         self.taken_over = false;
         self.forget_batch();
         self.interrupts = Interrupts::default();
-        self.silence();
         self.registers.reset(abort);
         self.registers.publish_all(frames);
     }
@@ -353,7 +353,6 @@ impl VirtualSmmu {
     /// A failure of the host's.
     pub fn disabled(&mut self, ports: &mut Ports<'_>) -> Result<Work, HostError> {
         self.taken_over = false;
-        self.silence();
         self.registers.set_abort(true);
         self.registers.publish(ports.frames, offset::GBPA);
         self.acknowledge(ports.frames);
@@ -520,10 +519,6 @@ impl VirtualSmmu {
             self.registers.publish(frames, offset::GERROR);
             self.interrupts.gerror |= self.registers.error_interrupt_enabled();
         }
-    }
-
-    fn silence(&mut self) {
-        self.streams.iter_mut().for_each(|stream| stream.view = View::Silent);
     }
 
     /// Reads the guest's STEs again for those streams for which `chosen` holds, and installs what they say.

@@ -338,9 +338,9 @@ impl Registers {
         Ring::new(self.cmdq.base, 4)
     }
 
-    /// One more command is consumed.
+    /// One more command is consumed. An error that the guest had acknowledged is history.
     pub fn advance_commands(&mut self, ring: Ring) {
-        self.cmdq.cons = self.cmdq.cons & ERR_BITS | ring.next(self.cmdq.cons);
+        self.cmdq.cons = ring.next(self.cmdq.cons);
     }
 
     /// Says why the command at the consumer's index was not consumed.

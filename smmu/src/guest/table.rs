@@ -50,8 +50,7 @@ impl StreamTable {
         // The alignment follows from what was written, not from what counts.
         let size_log2 = match split {
             None => literal + STE_LOG2,
-            // At least 64 bytes.
-            Some(split) => (literal.saturating_sub(split) + 3).max(6),
+            Some(split) => literal.saturating_sub(split) + 3,
         };
         let aligned = u64::MAX.checked_shl(size_log2.into()).unwrap_or(0);
         Self { base: base & ADDRESS & aligned, log2, split }

@@ -284,6 +284,7 @@ fn a_disable_is_acknowledged_after_the_close() {
     // Meanwhile nothing opens: not by GBPA, nor by enabling again, nor by a command.
     guest.set(GBPA, 1 << 31);
     guest.set(CR0, SMMUEN | CMDQEN);
+    assert_eq!(guest.wires(), []);
     assert_eq!(guest.issue(&[CFGI_ALL, cfgi_ste(8, true), SYNC]), []);
     assert_eq!((guest.read(CR0), guest.read(CR0ACK)), (CMDQEN, SMMUEN | EVENTQEN | CMDQEN));
     // Then GBPA.ABORT is 1, whatever it was, before the acknowledgement.
@@ -320,7 +321,8 @@ fn a_reset_forgets_everything() {
     let mut guest = Guest::new();
     guest.ste(0x08, [STAGE1, ATTRIBUTES]);
     guest.enable();
-    guest.issue(&[[0xff, 0]]);
+    // An invalidation that nobody waits for any more, and an error.
+    guest.issue(&[TLBI_NSNH_ALL, [0xff, 0]]);
     assert_eq!(guest.write(CR0, 0), Work::Disable { taken_over: false });
     guest.smmu.reset(true, &guest.image);
     assert_eq!(*guest.image.registers.borrow(), fresh);
