@@ -10,6 +10,7 @@ use crate::exit::bad_input;
 use crate::kernel::Kernel;
 use crate::plan::Owner;
 use crate::size::{MIB, Size};
+use crate::vm::Vm;
 
 /// What a VM boots.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,22 +31,22 @@ impl Payload {
             .map(|_| Ipa::new(self.kernel.end().next_multiple_of(guest_map::INITRD_ALIGN)))
     }
 
-    /// Refuses a payload that does not fit into `owner`'s memory.
+    /// Refuses a payload that does not fit into `vm`'s memory.
     ///
     /// # Errors
     ///
     /// Bad input, naming how much memory it needs.
-    pub fn check_fits(&self, owner: &Owner) -> Result<()> {
+    pub fn check_fits(&self, vm: &Vm) -> Result<()> {
         let initrd = self.initrd_at().zip(self.initrd.as_ref());
         let end = initrd.map_or(self.kernel.end(), |(at, initrd)| at.raw() + initrd.len() as u64);
         let needed = (end - guest_map::RAM.raw()).next_multiple_of(guest_map::RAM_GRANULE);
-        let memory = &owner.vm.memory;
+        let memory = &vm.memory;
         if needed > memory.value {
             return Err(bad_input(format!(
                 "{}: {} is too little for VM {}, whose device tree, kernel and initrd alone take {}: give it more",
                 memory.origin,
                 Size(memory.value),
-                owner.vm.name.value,
+                vm.name.value,
                 Size(needed.next_multiple_of(MIB)),
             )));
         }
@@ -106,7 +107,7 @@ mod tests {
     use super::*;
     use crate::exit::Exit;
     use crate::kernel::Format;
-    use crate::vm::{Content, Said, Vm};
+    use crate::vm::{Content, Said};
 
     fn payload(initrd: Option<Vec<u8>>) -> Payload {
         let kernel =
@@ -138,8 +139,8 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_what_would() {
-        payload(Some(vec![0; 0x20_0000])).check_fits(&owner(8 << 20)).unwrap();
-        let error = payload(Some(vec![0; 0x20_0001])).check_fits(&owner(8 << 20)).unwrap_err();
+        payload(Some(vec![0; 0x20_0000])).check_fits(&owner(8 << 20).vm).unwrap();
+        let error = payload(Some(vec![0; 0x20_0001])).check_fits(&owner(8 << 20).vm).unwrap_err();
         assert_eq!(Exit::of(&error), Exit::BadInput);
         assert!(
             error.to_string().starts_with("a.toml:3: memory: 8M is too little for VM a"),

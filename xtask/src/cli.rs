@@ -133,7 +133,7 @@ pub struct QemuArgs {
     /// Write all guests' consoles here.
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub serial: Option<PathBuf>,
-    /// End the run SECS after QEMU's start, with exit code 124.
+    /// End the run SECS after QEMU's start, with exit code 124; only the demonstration has a limit by itself.
     #[arg(long, value_name = "SECS", help_heading = "Run")]
     pub timeout: Option<u64>,
     /// Wait for a debugger on TCP port 1234 before the first instruction.

@@ -91,7 +91,7 @@ pub fn prepare(request: &Request) -> Result<Prepared> {
         let one = load(request, &plan, index, guest_image.as_deref(), folder.path(), |bundle| {
             Machine::memory_for(guests_memory, bundle)
         })?;
-        one.payload.check_fits(&plan.vms[index])?;
+        one.payload.check_fits(&plan.vms[index].vm)?;
         loaded.push(one);
     }
 

@@ -7,6 +7,7 @@ use anyhow::Result;
 use platform::bundle::MAX_CPUS;
 use platform::operator::Command;
 
+use crate::bundle::Payload;
 use crate::catalog::{Catalog, MachineVersion, NESTED_SINCE};
 use crate::cli::{LogLevel, QemuArgs, SmmuStage, Switch};
 use crate::device::{DeviceArg, split_options};
@@ -137,6 +138,7 @@ impl Request {
             quiet: false,
         };
         request.check_its()?;
+        request.check_kernels()?;
         request.check_files()?;
         request.check_plan()?;
         Ok(request)
@@ -177,6 +179,21 @@ impl Request {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// Checks that the kernels that are already here fit into their VMs.
+    fn check_kernels(&self) -> Result<()> {
+        for vm in &self.vms {
+            if let Content::Kernel { kernel, initrd, append } = &vm.content {
+                let payload = Payload {
+                    kernel: kernel.clone(),
+                    initrd: initrd.clone(),
+                    append: append.clone(),
+                };
+                payload.check_fits(vm)?;
+            }
+        }
+        Ok(())
     }
 
     /// Checks that what the run writes can be written, and that what it needs is there.
@@ -337,7 +354,7 @@ fn backends(args: &QemuArgs) -> Result<Vec<(&'static str, String)>> {
 
 /// Checks the arguments that are passed through: what this program has to know of goes through options of its own.
 fn extra(arguments: &[String]) -> Result<Vec<String>> {
-    const OURS: [(&str, &str); 27] = [
+    const OURS: [(&str, &str); 28] = [
         ("append", "use --append"),
         ("blockdev", "use --blockdev"),
         ("cpu", "use --cpu"),
@@ -359,6 +376,7 @@ fn extra(arguments: &[String]) -> Result<Vec<String>> {
         ("nic", "it adds a device whose owner is not known: use --netdev and --device"),
         ("sd", "it adds a device whose DMA passes no SMMU: use --drive and --device"),
         ("usb", "it adds a device whose owner is not known: use --device"),
+        ("d", "its messages are part of the SMMU trace, one of the run's witnesses: use --trace"),
         ("D", "it takes the SMMU trace away: use --trace"),
         ("trace", "the SMMU trace is one of the run's witnesses: use --trace"),
         ("semihosting", "a guest could use it to reach this machine's files"),

@@ -10,6 +10,7 @@ pub const TESTS: &[Test] = &[
     ("qemu::input_that_only_qemu_can_judge_is_refused", refused_by_qemu),
     ("qemu::a_time_limit_has_its_own_exit_code", time_limit),
     ("qemu::files_are_written", files),
+    ("qemu::manifests_choose_cpus_and_slots", manifests),
 ];
 
 /// A kernel that does nothing for ever: `wfi; b .-4`, with an arm64 Image header around it or without.
@@ -55,5 +56,30 @@ fn files() -> Result<()> {
     );
     let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(report)?)?;
     ensure!(report["version"] == 1 && report["verdict"] == "fail", "{report}");
+    Ok(())
+}
+
+/// Without anything else to boot, the first manifest is guest 0.
+fn manifests() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let manifest = |role: &str, cpu: u32, slot: u32| -> Result<String> {
+        let path = folder.path().join(format!("{role}.toml"));
+        let text = format!(
+            "name = \"my-{role}\"\nbuiltin = \"{role}\"\ncpus = [{cpu}]\nmemory = \"16M\"\n\
+             expect = \"@done role={role}\"\n[[pci]]\naddress = \"00:{slot:02x}.0\"\n"
+        );
+        std::fs::write(&path, text)?;
+        Ok(path.to_string_lossy().into_owned())
+    };
+    let (victim, rogue) = (manifest("victim", 3, 6)?, manifest("rogue", 1, 7)?);
+    qemu(&["--vm", &victim, "--vm", &rogue])?
+        .passed()?
+        .has_row("00:06.0 edu my-victim own RAM")?
+        .has_row("00:07.0 edu (dead) late write")?
+        .holds("each runs on its CPU", |outcome| {
+            let cpus: Vec<&[u32]> =
+                outcome.verdict.report.vms.iter().map(|vm| vm.cpus.as_slice()).collect();
+            cpus == [&[3][..], &[1]]
+        })?;
     Ok(())
 }

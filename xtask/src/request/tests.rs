@@ -73,7 +73,10 @@ fn actions_come_in_the_order_of_time() {
 
 #[test]
 fn every_refusal_names_its_option() {
-    let (_folder, kernel) = kernel();
+    let (folder, kernel) = kernel();
+    let large = folder.path().join("large");
+    std::fs::write(&large, vec![0; 3 << 20]).unwrap();
+    let large = large.to_str().unwrap().to_owned();
     for (arguments, expected) in [
         (&["--scenario", "x"][..], "--scenario x: this version has no scenarios"),
         (&["--kernel", "/nonexistent"], "--kernel /nonexistent: "),
@@ -85,6 +88,7 @@ fn every_refusal_names_its_option() {
         (&["--memory", "12"], "--memory: \"12\" is not a size"),
         (&["--expect", ""], "--expect: an empty text"),
         (&["--timeout", "0"], "--timeout 0: "),
+        (&["--kernel", &large, "--memory", "4M"], "--memory: 4M is too little for VM guest0"),
         (&["--its", "off"], "--its off: the built-in victim needs an edu"),
         (&["--machine-version", "x"], "--machine-version x: not a machine version"),
         (
