@@ -188,7 +188,7 @@ fn check(guest: &Guest, steps: &[Step], enabled_before: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(crate::fake::cases(400))]
 
     #[test]
     fn nothing_but_the_guest_itself_notices(
