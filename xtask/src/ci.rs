@@ -114,7 +114,8 @@ fn machete(options: &setup::Options) -> Result<bool> {
             .into());
         }
     }
-    run_command(Command::new(machete).arg("machete").current_dir(workspace::root()))
+    // With CARGO in its environment it would take its first argument for the name of a cargo command.
+    run_command(Command::new(machete).env_remove("CARGO").current_dir(workspace::root()))
 }
 
 /// Runs the tests of the crate that both sides trust most under an interpreter that knows undefined behaviour.
