@@ -1,6 +1,9 @@
 //! Linux guests: Debian's kernel, unmodified, on real disks.
 
+use std::path::Path;
+
 use anyhow::Result;
+use platform::report::Cause;
 use tests::run::qemu;
 
 use crate::Test;
@@ -16,6 +19,7 @@ pub const TESTS: &[Test] = &[
     ("linux::max_with_2_cpus", || boots("max", "2", "512M")),
     ("linux::stage_2_only", stage_2_only),
     ("linux::beside_a_rogue", beside_a_rogue),
+    ("linux::beside_a_killed_rogue", beside_a_killed_rogue),
 ];
 
 fn boots(cpu: &str, cpus: &str, memory: &str) -> Result<()> {
@@ -35,19 +39,37 @@ fn stage_2_only() -> Result<()> {
     Ok(())
 }
 
+/// Writes the manifest of a rogue with an `edu` in a slot whose interrupt line Linux does not have.
+fn rogue(folder: &Path) -> Result<String> {
+    let manifest = folder.join("rogue.toml");
+    let text = "name = \"rogue\"\nbuiltin = \"rogue\"\ncpus = 1\nmemory = \"16M\"\n\
+                [[pci]]\naddress = \"00:05.0\"\n";
+    std::fs::write(&manifest, text)?;
+    Ok(manifest.to_string_lossy().into_owned())
+}
+
 /// Linux's disks verify while every DMA of the rogue is stopped.
 fn beside_a_rogue() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let manifest = folder.path().join("rogue.toml");
-    std::fs::write(
-        &manifest,
-        "name = \"rogue\"\nbuiltin = \"rogue\"\ncpus = 1\nmemory = \"16M\"\n[[pci]]\naddress = \"00:05.0\"\n",
-    )?;
-    let manifest = manifest.to_string_lossy().into_owned();
-    qemu(&["--linux", "--vm", &manifest])?
+    qemu(&["--linux", "--vm", &rogue(folder.path())?])?
         .passed()?
         .printed("[rogue] @done role=rogue")?
         .has_row("00:05.0 edu rogue hypervisor")?
         .has_row("00:05.0 edu (dead) late write")?;
+    Ok(())
+}
+
+/// Killing one VM in the middle of what it does leaves the other one running.
+fn beside_a_killed_rogue() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    qemu(&["--linux", "--vm", &rogue(folder.path())?, "--at", "3:kill:rogue"])?
+        .passed()?
+        .printed("[linux] @done role=linux")?
+        .holds("the rogue was killed", |outcome| {
+            let rogue = outcome.verdict.report.vm("rogue");
+            rogue.is_some_and(|vm| {
+                vm.teardowns.iter().any(|teardown| teardown.cause == Cause::Operator)
+            })
+        })?;
     Ok(())
 }
