@@ -1,7 +1,7 @@
 //! The EL2 image.
 //!
-//! What decides is safe code behind ports and tested on the host; what touches the machine is under [`arch`]
-//! and [`mem`], the only places with `unsafe`.
+//! What decides is safe code behind ports and tested on the host; what touches the machine is under `arch`
+//! and `mem`, the only places with `unsafe`.
 #![cfg_attr(target_os = "none", no_std)]
 #![deny(unsafe_code)]
 

@@ -1,9 +1,15 @@
-//! System registers that `aarch64-cpu` does not know, and the two barriers between them.
+//! System registers: those of `aarch64-cpu` under one roof with those that it does not know, and barriers.
 //!
 //! No accessor here is an ordering point for memory: whoever publishes memory through a register writes
 //! store, [`dsb_ishst`], register, [`isb`].
 
 use core::arch::asm;
+
+use aarch64_cpu::asm::barrier;
+use aarch64_cpu::registers::{
+    ELR_EL2, ESR_EL2, FAR_EL2, HPFAR_EL2, ID_AA64MMFR0_EL1, MIDR_EL1, MPIDR_EL1, VBAR_EL2,
+};
+use tock_registers::interfaces::{Readable, Writeable};
 
 macro_rules! read {
     ($(#[$doc:meta])* $visible:vis $function:ident, $register:literal) => {
@@ -29,61 +35,64 @@ macro_rules! write {
 
 pub(crate) use {read, write};
 
-write!(
-    /// Sets the vector table of EL2.
-    pub vbar_el2_write, "vbar_el2"
-);
-read!(
-    /// Syndrome of the last exception to EL2.
-    pub esr_el2, "esr_el2"
-);
-read!(
-    /// Virtual address of the last abort to EL2.
-    pub far_el2, "far_el2"
-);
-read!(
-    /// `HPFAR_EL2`: IPA of the last stage-2 abort, bits 47:12 at 43:4.
-    pub hpfar_el2, "hpfar_el2"
-);
-read!(
-    /// Return address of the last exception to EL2.
-    pub elr_el2, "elr_el2"
-);
-read!(
-    /// This CPU's affinity.
-    pub mpidr_el1, "mpidr_el1"
-);
-read!(
-    /// Memory model features.
-    pub id_aa64mmfr0_el1, "id_aa64mmfr0_el1"
-);
-read!(
-    /// This CPU's make.
-    pub midr_el1, "midr_el1"
-);
+/// Sets the vector table of EL2.
+pub fn vbar_el2_write(value: u64) {
+    VBAR_EL2.set(value);
+}
+
+/// Syndrome of the last exception to EL2.
+pub fn esr_el2() -> u64 {
+    ESR_EL2.get()
+}
+
+/// Virtual address of the last abort to EL2.
+pub fn far_el2() -> u64 {
+    FAR_EL2.get()
+}
+
+/// `HPFAR_EL2`: IPA of the last stage-2 abort, bits 47:12 at 43:4.
+pub fn hpfar_el2() -> u64 {
+    HPFAR_EL2.get()
+}
+
+/// Return address of the last exception to EL2.
+pub fn elr_el2() -> u64 {
+    ELR_EL2.get()
+}
+
+/// This CPU's affinity.
+pub fn mpidr_el1() -> u64 {
+    MPIDR_EL1.get()
+}
+
+/// Memory model features.
+pub fn id_aa64mmfr0_el1() -> u64 {
+    ID_AA64MMFR0_EL1.get()
+}
+
+/// This CPU's make.
+pub fn midr_el1() -> u64 {
+    MIDR_EL1.get()
+}
 
 /// Waits until every earlier memory access of this CPU is complete, for the whole system.
 pub fn dsb_sy() {
-    // SAFETY: a barrier.
-    unsafe { asm!("dsb sy", options(nostack, preserves_flags)) }
+    barrier::dsb(barrier::SY);
 }
 
 /// Waits until every earlier store of this CPU is visible to the inner shareable domain, walkers included.
 pub fn dsb_ishst() {
-    // SAFETY: a barrier.
-    unsafe { asm!("dsb ishst", options(nostack, preserves_flags)) }
+    barrier::dsb(barrier::ISHST);
 }
 
 /// Waits until every earlier access of this CPU, TLB maintenance included, is complete in the inner shareable domain.
 pub fn dsb_ish() {
-    // SAFETY: a barrier.
-    unsafe { asm!("dsb ish", options(nostack, preserves_flags)) }
+    barrier::dsb(barrier::ISH);
 }
 
 /// Makes every earlier register write take effect for the instructions that follow.
 pub fn isb() {
-    // SAFETY: a barrier.
-    unsafe { asm!("isb", options(nostack, preserves_flags)) }
+    barrier::isb(barrier::SY);
 }
 
 /// Sleeps until an interrupt is pending, whether masked or not.
