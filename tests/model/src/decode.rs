@@ -240,7 +240,7 @@ pub enum Descriptor {
     Leaf {
         /// Where it is.
         at: u64,
-        /// Bits 7:6: S2AP in stage 2, AP[2:1] in stage 1.
+        /// Bits 7:6: S2AP in stage 2, `AP[2:1]` in stage 1.
         access: u64,
         /// The access flag.
         used: bool,

@@ -38,32 +38,32 @@ impl Profile {
         self.idr0 >> bit & 1 != 0
     }
 
-    /// `IDR0.S2P` [0] (section 6.3.1).
+    /// `IDR0.S2P` `[0]` (section 6.3.1).
     pub fn stage2(&self) -> bool {
         self.idr0_bit(0)
     }
 
-    /// `IDR0.S1P` [1].
+    /// `IDR0.S1P` `[1]`.
     pub fn stage1(&self) -> bool {
         self.idr0_bit(1)
     }
 
-    /// `IDR0.ATS` [10].
+    /// `IDR0.ATS` `[10]`.
     pub fn ats(&self) -> bool {
         self.idr0_bit(10)
     }
 
-    /// `IDR0.STALL_MODEL` [25:24] is 0: a transaction may stall if its configuration allows it.
+    /// `IDR0.STALL_MODEL` `[25:24]` is 0: a transaction may stall if its configuration allows it.
     pub fn stalls(&self) -> bool {
         self.idr0 >> 24 & 3 == 0
     }
 
-    /// `IDR3.RIL` [10] (section 6.3.4).
+    /// `IDR3.RIL` `[10]` (section 6.3.4).
     pub fn range_invalidation(&self) -> bool {
         self.idr3 >> 10 & 1 != 0
     }
 
-    /// `IDR5.OAS` [2:0] in bits (section 6.3.6).
+    /// `IDR5.OAS` `[2:0]` in bits (section 6.3.6).
     pub fn output_bits(&self) -> u32 {
         [32, 36, 40, 42, 44, 48, 52, 56][(self.idr5 & 7) as usize]
     }
