@@ -71,7 +71,7 @@ fn without(ranges: &[PaRange], holes: &[PaRange]) -> Vec<PaRange, MAX_PIECES> {
 pub fn primary(device_tree: Pa) -> ! {
     let Some(blob) = mem::device_tree(device_tree) else {
         // Nobody can be told: the device tree is what names the console.
-        boot::park()
+        fatal::park()
     };
     let blob_range = pages(device_tree..device_tree.add(blob.len() as u64));
     let mut map = Map::of_image();

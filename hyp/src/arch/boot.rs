@@ -4,7 +4,7 @@ use core::arch::global_asm;
 
 use smmu::addr::Pa;
 
-use crate::arch::{cache, cpu, fatal, sysreg};
+use crate::arch::{cache, cpu, sysreg};
 use crate::mem::layout;
 
 global_asm!(include_str!("boot.S"));
@@ -79,9 +79,4 @@ pub fn start_secondary(number: usize, mpidr: u64, root: Pa) -> Result<(), smccc:
     cache::clean(at, size_of::<SecondaryBoot>() as u64);
     let entry = secondary_entry as *const () as u64;
     smccc::psci::cpu_on::<smccc::Smc>(mpidr, entry, at.raw())
-}
-
-/// Gives up: this CPU does nothing any more.
-pub fn park() -> ! {
-    fatal::park()
 }
