@@ -6,7 +6,7 @@ use crate::arch::{gic, timer};
 use crate::console::OPERATOR;
 use crate::machine::hypervisor;
 use crate::run::Running;
-use crate::{machine, operator};
+use crate::{machine, operator, teardown};
 
 /// The interrupts that are EL2's own.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,7 @@ fn own(intid: u32, running: Option<&mut Running>) -> bool {
         timer::cancel_alarm();
         // Streams that were muted for long enough are heard again.
         hypervisor().iommus.settle();
+        teardown::tell_all_late();
     } else if Some(intid) == own.operator {
         while let Some(byte) = OPERATOR.read() {
             operator::receive(byte);

@@ -6,7 +6,7 @@ use smmu::addr::{Pa, StreamId, VmIndex, Vmid};
 use smmu::caps::Refusal;
 use smmu::device::{Config, Smmu};
 use smmu::error::HostError;
-use smmu::streams::{Stage2Binding, State, Stream, Streams};
+use smmu::streams::{Stage2Binding, Stream, Streams};
 use smmu::teardown::Closed;
 use spin::{Mutex, MutexGuard};
 
@@ -19,6 +19,8 @@ const EVENTS_AT_ONCE: u32 = 256;
 
 /// When a muted stream is looked at again.
 const MUTED_AGAIN_US: u64 = 100_000;
+/// How long late DMA is counted before it is told, so that one line tells of many.
+const TOLD_AFTER_US: u64 = 250_000;
 
 /// A driver of one SMMU.
 pub type Driver = Smmu<'static, SmmuHardware>;
@@ -89,6 +91,9 @@ impl Iommu {
             if driver.streams().any(Stream::is_muted) {
                 timer::alarm(timer::now_us() + MUTED_AGAIN_US);
             }
+            if driver.streams().any(Stream::has_untold) {
+                timer::alarm(timer::now_us() + TOLD_AFTER_US);
+            }
             drop(driver);
             match (drained, outcome) {
                 (Ok(drained), Ok(())) if drained.more => {}
@@ -137,17 +142,12 @@ impl Iommus {
         self.0.iter().for_each(Iommu::service);
     }
 
-    /// The streams of `owner` that are in `state`.
-    pub fn streams_of(&self, owner: VmIndex, state: State) -> Vec<(usize, StreamId), 64> {
-        let mut found = Vec::new();
-        for (number, iommu) in self.0.iter().enumerate() {
-            for stream in iommu.lock().streams() {
-                if stream.owner() == Some(owner) && stream.state() == state {
-                    // The bundle has at most 64 functions, each with one stream.
-                    let _ = found.push((number, stream.sid()));
-                }
-            }
-        }
-        found
+    /// Begins to watch what the close of `owner`'s streams has ended.
+    ///
+    /// # Errors
+    ///
+    /// A failure of the hardware.
+    pub fn watch_closed(&self, owner: VmIndex) -> Result<(), HostError> {
+        self.0.iter().try_for_each(|iommu| iommu.lock().watch_closed(owner))
     }
 }

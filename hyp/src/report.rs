@@ -96,7 +96,7 @@ fn send_vm(out: &mut Sender, vm: &Vm) {
         }));
     }
     drop(pci);
-    for teardown in vm.teardowns.lock().iter() {
+    for teardown in vm.teardowns.lock().last() {
         out.send(&Record::Teardown(teardown.clone()));
     }
     for (reason, times) in vm.exits.iter().filter(|(_, times)| *times > 0) {

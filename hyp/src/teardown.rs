@@ -1,28 +1,83 @@
-//! The end of a VM: streams closed first, devices stopped, then what is left to do when none of its CPUs runs.
+//! The closing of a VM's streams, whatever the cause: the VM ends, or another kernel or driver takes over.
 //!
-//! [`begin`] may be called on any CPU and returns with the streams closed (C4). [`advance`] runs on the VM's
-//! first CPU once its guest code has ended, and takes the VM from watch to its next start or to its rest.
+//! [`begin`] may be called on any CPU, ends the VM, and returns with the streams closed (C4). [`advance`] runs on
+//! the VM's first CPU once its guest code has ended, and takes the VM from watch to its next start or to its rest.
+//! [`hand_over`] is called on a CPU of a VM that runs on, and returns when the guest may go on.
 
 use core::fmt::Write as _;
 use core::sync::atomic::Ordering;
 
-use heapless::{String, Vec};
+use heapless::{Deque, String, Vec};
 use platform::bundle::MAX_FUNCTIONS;
 use platform::report::{Cause, Quiesced, Teardown};
 use smmu::error::HostError;
-use smmu::streams::{State, Stopped};
+use smmu::streams::Stream;
 
 use crate::arch::{firmware, pmu, timer};
 use crate::console::CONSOLE;
-use crate::life::{Life, Next};
+use crate::life::{End, HandOver, Life, Next, Turn};
 use crate::machine::{self, Hypervisor, gic, hypervisor};
 use crate::ownership::Owned;
 use crate::pci::{self, Request, ResetPolicy, Scope};
 use crate::vm::{self, Past, Vm};
 use crate::{interrupts, report};
 
-/// How long the devices of a dead VM are watched.
+/// How long devices that have no reset are watched.
 const WATCH_US: u64 = 250_000;
+/// How often the event queue is looked at while a CPU does nothing but watch.
+const LOOK_US: u64 = 1_000;
+
+/// The most closes of a VM that are remembered.
+const MAX_TEARDOWNS: usize = 8;
+
+/// When a VM's streams were closed, and why.
+#[derive(Debug, Default)]
+pub struct Teardowns {
+    last: Deque<Teardown, MAX_TEARDOWNS>,
+    /// How many there were before the first in `last`.
+    forgotten: usize,
+}
+
+/// Names one close of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TeardownId(usize);
+
+impl Teardowns {
+    /// The last ones, oldest first.
+    pub fn last(&self) -> impl Iterator<Item = &Teardown> {
+        self.last.iter()
+    }
+
+    fn add(&mut self, teardown: Teardown) -> TeardownId {
+        if self.last.is_full() {
+            self.last.pop_front();
+            self.forgotten += 1;
+        }
+        // There is room now.
+        let _ = self.last.push_back(teardown);
+        TeardownId(self.forgotten + self.last.len() - 1)
+    }
+
+    /// Adds what became of functions after the close with which the VM's last `end` began.
+    fn note_end(&mut self, end: End, outcomes: &[pci::Quiesced]) {
+        // A hand-over that was under way may have been noted after it, but never has the same cause.
+        if let Some(index) = self.last.iter().rposition(|teardown| teardown.cause == end.cause) {
+            self.note_quiesced(TeardownId(self.forgotten + index), outcomes);
+        }
+    }
+
+    /// Adds what became of functions, unless the close is forgotten.
+    fn note_quiesced(&mut self, TeardownId(number): TeardownId, outcomes: &[pci::Quiesced]) {
+        let index = number.checked_sub(self.forgotten);
+        let Some(teardown) = index.and_then(|index| self.last.iter_mut().nth(index)) else {
+            return;
+        };
+        for outcome in outcomes {
+            // No more functions than the record has room for.
+            let _ = teardown.quiesced.push(record(outcome));
+        }
+    }
+}
 
 /// Whether the VM's CPUs have to leave guest code for good.
 pub fn is_stopping(vm: &Vm) -> bool {
@@ -38,106 +93,199 @@ pub fn begin(vm: &Vm, cause: Cause) {
 pub fn begin_with(vm: &Vm, cause: Cause, next: Next) {
     {
         let mut life = vm.life.lock();
-        if *life != Life::Running {
+        if !life.end(End { cause, next }) {
             // The run's end is the operator's doing as well, and changes nothing that is under way.
             if cause == Cause::Operator && !life.overrule(next) {
                 log::debug!("{}: nothing to end", vm.name());
             }
             return;
         }
-        *life = Life::Closing { cause, next };
+        // Whoever finds the VM ending finds that its CPUs have to leave as well.
+        vm.stopping.store(true, Ordering::Release);
     }
-    vm.stopping.store(true, Ordering::Release);
-    let counter = pmu::start();
-    let closed = close(vm);
-    let instructions = counter.map(|counter| counter.count());
-    match closed {
-        Ok(streams) => {
-            note(vm, cause, streams, instructions);
-            closed_for(vm);
-        }
+    match close(vm, cause) {
+        Ok(_) => vm.life.lock().closed(),
         Err(error) => quarantine(vm, error),
     }
-    for vcpu in &vm.vcpus {
-        gic().kick(vcpu.cpu);
-    }
+    kick_all(vm);
 }
 
-/// The streams are closed: the VM's CPUs may go on with its end.
-fn closed_for(vm: &Vm) {
-    let mut life = vm.life.lock();
-    if let Life::Closing { cause, next } = *life {
-        *life = Life::Stopping { cause, next };
+fn kick_all(vm: &Vm) {
+    for vcpu in &vm.vcpus {
+        gic().kick(vcpu.cpu);
     }
 }
 
 /// Nothing of this VM may be used again: there is no proof that its devices have stopped (C3).
 fn quarantine(vm: &Vm, why: impl core::fmt::Display) {
     log::error!("{}: {why}; its memory is never used again", vm.name());
-    *vm.life.lock() = Life::Crashed;
+    let mut life = vm.life.lock();
+    *life = Life::Crashed;
+    vm.stopping.store(true, Ordering::Release);
 }
 
-/// Closes the VM's streams and begins to watch them; returns how many there were.
-fn close(vm: &Vm) -> Result<usize, HostError> {
-    let Hypervisor { iommus, pci: bus, .. } = hypervisor();
-    let open = iommus.streams_of(vm.index, State::Stage2);
-    let _closed = iommus.close(vm.index, vm.vmid)?;
-    for &(number, sid) in &open {
-        iommus.0[number].lock().watch(sid)?;
-    }
-    // Only now: a reset that the guest asked for may hold this lock for a while. Functions linger on the bus, so
-    // that what they still do is seen (C6).
-    vm.pci.lock().close(&bus.hardware, |_| true);
-    let armed = |owned: &&Owned| {
-        bus.topology.get(owned.address).is_some_and(|f| pci::is_armed(&bus.hardware, f))
-    };
-    for owned in vm.functions.iter().filter(armed) {
-        if let Some(iommu) = iommus.find(owned.smmu)
+/// Closes the VM's streams, begins to watch them, and remembers it for the report.
+fn close(vm: &Vm, cause: Cause) -> Result<TeardownId, HostError> {
+    let iommus = hypervisor().iommus;
+    let counter = pmu::start();
+    let closed = iommus.close(vm.index, vm.vmid)?;
+    let instructions = counter.map(|counter| counter.count());
+    iommus.watch_closed(vm.index)?;
+    note_armed(vm);
+    let streams = closed.iter().map(smmu::teardown::Closed::streams).sum();
+    Ok(note(vm, cause, streams, instructions))
+}
+
+fn is_armed(owned: &Owned) -> bool {
+    let bus = hypervisor().pci;
+    bus.topology.get(owned.address).is_some_and(|f| pci::is_armed(&bus.hardware, f))
+}
+
+/// Notes which functions can still do DMA (C6).
+fn note_armed(vm: &Vm) {
+    for owned in vm.functions.iter().filter(|owned| is_armed(owned)) {
+        if let Some(iommu) = hypervisor().iommus.find(owned.smmu)
             && let Some(stream) = iommu.lock().stream_mut(owned.sid)
         {
             stream.set_armed_at_close();
         }
     }
-    Ok(open.len())
 }
 
-/// Remembers the end of a VM for the report.
-fn note(vm: &Vm, cause: Cause, streams: usize, instructions: Option<u64>) {
+/// Remembers a close for the report.
+fn note(vm: &Vm, cause: Cause, streams: u32, instructions: Option<u64>) -> TeardownId {
     log::info!("{}: {}, {streams} streams closed", vm.name(), cause.name());
-    let mut teardowns = vm.teardowns.lock();
-    if teardowns.is_full() {
-        teardowns.pop_front();
-    }
-    let _ = teardowns.push_back(Teardown {
+    vm.teardowns.lock().add(Teardown {
         vm: vm.name().clone(),
         cause,
-        streams: streams as u32,
+        streams,
         instructions,
         quiesced: Vec::new(),
-    });
+    })
 }
 
-/// Stops those functions of the VM for which `chosen` holds, and returns whether all of them are quiet for sure.
-fn quiesce(vm: &Vm, chosen: impl Fn(&Request) -> bool) -> bool {
-    let bus = hypervisor().pci;
+/// Closes the streams of a VM that runs on, because of `cause`, and stops its devices as the cause asks for. Returns
+/// whether the guest goes on: if not, the VM ends, and nothing may tell the guest that the step completed (C4).
+///
+/// Afterwards every virtual bus master bit is 0, the streams are watched until their budget is spent, and they open
+/// again only on evidence (C5). Called on a CPU of `vm`, inside a trap, while other CPUs of it may run anywhere, with
+/// none of its locks held. It takes as long as the functions take to stop, see [`pci::quiesce`], and a watch more
+/// where one that is armed has no reset.
+#[must_use]
+pub fn hand_over(vm: &Vm, cause: Cause) -> bool {
+    loop {
+        let turn = vm.life.lock().hand_over();
+        match turn {
+            Turn::Mine => break,
+            Turn::Wait => core::hint::spin_loop(),
+            Turn::Ended => return false,
+        }
+    }
+    match close_and_stop(vm, cause) {
+        Ok(true) => {}
+        Ok(false) => quarantine(vm, "a function does not stop"),
+        Err(error) => quarantine(vm, error),
+    }
+    let goes_on = vm.life.lock().handed_over();
+    if !goes_on {
+        kick_all(vm);
+    }
+    goes_on
+}
+
+/// Returns whether all functions that `cause` asks to stop are quiet for sure.
+fn close_and_stop(vm: &Vm, cause: Cause) -> Result<bool, HostError> {
+    let hardware = &hypervisor().pci.hardware;
+    // What the last watch heard was after its own cause.
+    hypervisor().iommus.settle();
+    tell_late_of(vm);
+    let (id, scope, mut outcomes, mut bus) = match HandOver::after(cause, vm.config.on_crash_kexec)
+    {
+        HandOver::Preserve => {
+            note(vm, cause, 0, None);
+            return Ok(true);
+        }
+        HandOver::CloseOnly => {
+            close(vm, cause)?;
+            vm.pci.lock().close(hardware, |_| true);
+            return Ok(true);
+        }
+        HandOver::CloseFirst(scope) => {
+            let id = close(vm, cause)?;
+            let mut bus = vm.pci.lock();
+            bus.withdraw(&mut &vm.space);
+            (id, scope, stop(vm, scope, forgets), bus)
+        }
+        HandOver::QuiesceFirst => {
+            let mut bus = vm.pci.lock();
+            bus.withdraw(&mut &vm.space);
+            note_armed(vm);
+            let outcomes = stop(vm, Scope::All, forgets);
+            (close(vm, cause)?, Scope::All, outcomes, bus)
+        }
+    };
+    bus.close(hardware, |_| true);
+    listen(vm);
+    outcomes.extend(stop(vm, scope, |request| !forgets(request)));
+    bus.quiesced(&mut &vm.space, &outcomes);
+    drop(bus);
+    vm.teardowns.lock().note_quiesced(id, &outcomes);
+    Ok(are_quiet(&outcomes))
+}
+
+/// Watches functions that could do DMA and cannot be made to forget it, if there are any: time for culprits to show.
+fn listen(vm: &Vm) {
+    let requests = vm::requests(&vm.functions);
+    let lingers = |(owned, request): (&Owned, &Request)| is_armed(owned) && !forgets(request);
+    if !vm.functions.iter().zip(&requests).any(lingers) {
+        return;
+    }
+    let start_us = timer::now_us();
+    let mut look_us = start_us;
+    while timer::now_us() - start_us < WATCH_US {
+        if timer::now_us() >= look_us {
+            hypervisor().iommus.settle();
+            look_us += LOOK_US;
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// Stops those functions of the VM for which `chosen` holds, and remembers what is known of them then (C5).
+fn stop(
+    vm: &Vm,
+    scope: Scope,
+    chosen: impl Fn(&Request) -> bool,
+) -> Vec<pci::Quiesced, MAX_FUNCTIONS> {
+    let Hypervisor { iommus, pci: bus, .. } = hypervisor();
     let requests: Vec<Request, MAX_FUNCTIONS> =
         vm::requests(&vm.functions).into_iter().filter(chosen).collect();
-    let outcomes = pci::quiesce(&bus.hardware, bus.topology, &requests, Scope::All);
-    vm.pci.lock().quiesced(&mut &vm.space, &outcomes);
+    let outcomes = pci::quiesce(&bus.hardware, bus.topology, &requests, scope);
+    iommus.settle();
     let mut pasts = vm.pasts.lock();
-    for outcome in &outcomes {
-        let owned = vm.functions.iter().position(|owned| owned.address == outcome.function);
-        if let Some(past) = owned.and_then(|index| pasts.get_mut(index)) {
-            *past = if outcome.how.is_reset() { Past::Clean } else { Past::Silent };
-        }
+    for (owned, past) in vm.functions.iter().zip(pasts.iter_mut()) {
+        let outcome = outcomes.iter().find(|outcome| outcome.function == owned.address);
+        *past = match outcome.map(|outcome| outcome.how) {
+            // Left alone: what it knew it knows.
+            None | Some(pci::How::Idle) => *past,
+            Some(how) if how.is_reset() => Past::Clean,
+            // What was heard may be heard again.
+            Some(_) if was_heard(owned) => Past::Noisy,
+            Some(_) => Past::Silent,
+        };
     }
-    drop(pasts);
-    if let Some(teardown) = vm.teardowns.lock().back_mut() {
-        for outcome in &outcomes {
-            // No more functions than the record has room for.
-            let _ = teardown.quiesced.push(record(outcome));
-        }
-    }
+    outcomes
+}
+
+/// Whether the function tried anything during its last watch.
+fn was_heard(owned: &Owned) -> bool {
+    let iommu = hypervisor().iommus.find(owned.smmu);
+    iommu.is_some_and(|iommu| {
+        iommu.lock().stream_mut(owned.sid).is_some_and(|stream| stream.stopped_in_watch().count > 0)
+    })
+}
+
+fn are_quiet(outcomes: &[pci::Quiesced]) -> bool {
     outcomes.iter().all(|outcome| outcome.clean && outcome.usable)
 }
 
@@ -160,23 +308,29 @@ fn forgets(request: &Request) -> bool {
 pub fn advance(vm: &Vm) {
     let life = *vm.life.lock();
     match life {
-        Life::Stopping { cause, next } if vm.is_parked() => {
-            if quiesce(vm, forgets) {
-                reset(vm);
-                let until_us = timer::now_us() + WATCH_US;
-                *vm.life.lock() = Life::Watching { cause, next, until_us };
-                timer::alarm(until_us);
-            } else {
-                quarantine(vm, "a function does not stop");
-            }
+        Life::Stopping(end) if vm.is_parked() && stop_dead(vm, end, forgets) => {
+            reset(vm);
+            let until_us = timer::now_us() + WATCH_US;
+            *vm.life.lock() = Life::Watching { end, until_us };
+            timer::alarm(until_us);
         }
-        Life::Watching { cause, next, until_us } if timer::now_us() >= until_us => {
-            end_watch(vm, cause, next);
-        }
+        Life::Watching { end, until_us } if timer::now_us() >= until_us => end_watch(vm, end),
         Life::Watching { until_us, .. } => timer::alarm(until_us),
         _ => {}
     }
     finish_run();
+}
+
+/// Stops those functions of a VM without a running CPU for which `chosen` holds; returns whether they are quiet.
+fn stop_dead(vm: &Vm, end: End, chosen: impl Fn(&Request) -> bool) -> bool {
+    let outcomes = stop(vm, Scope::All, chosen);
+    vm.pci.lock().quiesced(&mut &vm.space, &outcomes);
+    vm.teardowns.lock().note_end(end, &outcomes);
+    let quiet = are_quiet(&outcomes);
+    if !quiet {
+        quarantine(vm, "a function does not stop");
+    }
+    quiet
 }
 
 /// Puts everything that the VM sees of the machine back to its state at a cold boot.
@@ -192,36 +346,26 @@ fn reset(vm: &Vm) {
 }
 
 /// The watch is over: silence the streams, name what was late, and go on to what follows.
-fn end_watch(vm: &Vm, cause: Cause, next: Next) {
+fn end_watch(vm: &Vm, end: End) {
     let iommus = hypervisor().iommus;
-    if !quiesce(vm, |request| !forgets(request)) {
-        return quarantine(vm, "a function does not stop");
+    if !stop_dead(vm, end, |request| !forgets(request)) {
+        return;
     }
-    iommus.settle();
-    for (index, owned) in vm.functions.iter().enumerate() {
+    for owned in &vm.functions {
         let Some(iommu) = iommus.find(owned.smmu) else { continue };
-        let mut driver = iommu.lock();
-        if let Err(error) = driver.silence(owned.sid) {
-            drop(driver);
+        let silenced = iommu.lock().silence(owned.sid);
+        if let Err(error) = silenced {
             return quarantine(vm, error);
         }
-        if let Some(stream) = driver.stream_mut(owned.sid) {
-            let late = stream.stopped_in_watch();
-            drop(driver);
-            name_late(vm, owned, cause, late);
-            // What cannot be reset and was heard may be heard again.
-            if late.count > 0
-                && let Some(past @ Past::Silent) = vm.pasts.lock().get_mut(index)
-            {
-                *past = Past::Noisy;
-            }
-        }
     }
+    tell_late_of(vm);
     // Only now: it makes the functions stop, and those without a reset were to show what they still do.
     vm.pci.lock().reset(&hypervisor().pci.hardware, &mut &vm.space);
     // Other VMs' interrupts may be this CPU's to serve.
     vm.ram.scrub(|| interrupts::service(None));
-    match next {
+    // Whatever the operator wanted meanwhile.
+    let Life::Watching { end, .. } = *vm.life.lock() else { return };
+    match end.next {
         Next::Off => *vm.life.lock() = Life::Off,
         Next::Crashed => *vm.life.lock() = Life::Crashed,
         Next::Restart => {
@@ -233,10 +377,28 @@ fn end_watch(vm: &Vm, cause: Cause, next: Next) {
     }
 }
 
-/// Names a function that did DMA after its owner was gone (C6).
-fn name_late(vm: &Vm, owned: &Owned, cause: Cause, stopped: Stopped) {
+/// Names the functions of VMs that run on which did DMA after a close.
+pub fn tell_all_late() {
+    // The others' are named when their watch ends.
+    let watched = |vm: &&Vm| matches!(*vm.life.lock(), Life::Watching { .. });
+    machine::vms().filter(|vm| !watched(vm)).for_each(tell_late_of);
+}
+
+fn tell_late_of(vm: &Vm) {
+    vm.functions.iter().for_each(|owned| tell_late(vm, owned));
+}
+
+/// Names a function that did DMA after the last close of its VM, if it did so since it was named (C6).
+pub fn tell_late(vm: &Vm, owned: &Owned) {
+    let Hypervisor { iommus, pci: bus, .. } = hypervisor();
+    let Some(iommu) = iommus.find(owned.smmu) else { return };
+    let news = iommu.lock().stream_mut(owned.sid).and_then(Stream::tell_stopped);
+    let Some(stopped) = news else { return };
     let Some(first) = stopped.first else { return };
-    let function = hypervisor().pci.topology.get(owned.address);
+    let Some(cause) = vm.teardowns.lock().last().last().map(|teardown| teardown.cause) else {
+        return;
+    };
+    let function = bus.topology.get(owned.address);
     let (vendor, device) = function.map_or((0, 0), |f| (f.vendor, f.device));
     let verb = if stopped.write == Some(true) { "wrote" } else { "read" };
     let silenced = if stopped.silenced { ", then silenced" } else { "" };

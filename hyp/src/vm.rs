@@ -2,12 +2,12 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use heapless::{Deque, Vec};
-use platform::bundle::{DmaAtBoot, MAX_FUNCTIONS, Reset, VmConfig};
+use heapless::Vec;
+use platform::bundle::{DmaAtBoot, MAX_FUNCTIONS, Reopen, Reset, VmConfig};
 use platform::dt::Trigger;
 use platform::guest_map;
 use platform::pcie::Bdf;
-use platform::report::{Name, Teardown};
+use platform::report::Name;
 use smmu::addr::{Ipa, PAGE_SIZE, Pa, VmIndex, Vmid};
 use smmu::error::HostError;
 use smmu::ports::Frames;
@@ -26,6 +26,7 @@ use crate::mem::guest::{GuestRam, OutOfMemory, OutsideRam};
 use crate::mem::shared::TableWords;
 use crate::ownership::{Owned, VmFunctions};
 use crate::pci::{self, Request, ResetPolicy, Scope};
+use crate::teardown::{Teardowns, tell_late};
 use crate::vgic::{self, PhysicalSpi, Vgic};
 use crate::vpci::{BarMap, MapFailed, Vpci, VpciError};
 use crate::vuart::VirtualUart;
@@ -139,10 +140,12 @@ pub struct Vcpu {
 pub enum Past {
     /// It was reset, or nobody ever used it: it knows nothing.
     Clean,
-    /// It has no reset, but a whole watch passed in silence.
+    /// It has no reset, but a whole watch passed in silence while it could master the bus.
     Silent,
     /// It has no reset and was heard during the watch: what it was told to do, it may still do.
     Noisy,
+    /// It mastered the bus since, or may have: what it was told to do then, it may still know.
+    Used,
 }
 
 impl Vcpu {
@@ -195,12 +198,9 @@ pub struct Vm {
     pub boots: AtomicU32,
     /// Why its CPUs left guest code.
     pub exits: Exits,
-    /// Its last ends.
-    pub teardowns: Mutex<Deque<Teardown, MAX_TEARDOWNS>>,
+    /// When its streams were closed, and why.
+    pub teardowns: Mutex<Teardowns>,
 }
-
-/// The most ends of a VM that are remembered.
-pub const MAX_TEARDOWNS: usize = 8;
 
 impl Vm {
     /// Makes VM number `index`: takes its RAM, builds its translations, and leaves it off.
@@ -274,7 +274,7 @@ impl Vm {
             stopping: AtomicBool::new(false),
             boots: AtomicU32::new(0),
             exits: Exits::default(),
-            teardowns: Mutex::new(Deque::new()),
+            teardowns: Mutex::new(Teardowns::default()),
             config,
         })
     }
@@ -327,24 +327,46 @@ impl Vm {
     /// The guest switched bus mastering on for its function at `address`: whether the function may obey. If it may,
     /// its stream is open afterwards.
     pub fn may_master(&self, address: Bdf) -> bool {
-        // Held until the stream is open: an end of the VM that begins meanwhile closes it again.
+        // Held until the stream is open: a close that begins meanwhile closes it again.
         let life = self.life.lock();
-        if *life != Life::Running {
+        if !life.may_open() {
             return false;
         }
         let Some(index) = self.functions.iter().position(|owned| owned.address == address) else {
             return false;
         };
-        let past = self.pasts.lock()[index];
-        if past == Past::Noisy {
-            return false;
+        let function = &self.functions[index];
+        let past = &mut self.pasts.lock()[index];
+        let evidence = match *past {
+            Past::Clean | Past::Silent => self.config.reopen == Reopen::Device,
+            Past::Noisy | Past::Used => false,
+        };
+        if evidence {
+            tell_late(self, function);
+            match self.open(function) {
+                Ok(true) if *past == Past::Silent => {
+                    log::warn!("{}: {address} is used again unreset", self.name());
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    log::error!("{}: {error}", self.name());
+                    return false;
+                }
+            }
         }
-        let opened = self.open(&self.functions[index]);
-        drop(life);
-        if past == Past::Silent && opened == Ok(true) {
-            log::warn!("{}: {address} is used again unreset", self.name());
+        let open = self.is_open(function);
+        if open {
+            *past = Past::Used;
         }
-        opened.is_ok()
+        open
+    }
+
+    /// Whether the stream of one of its functions is open.
+    fn is_open(&self, function: &Owned) -> bool {
+        let iommu = hypervisor().iommus.find(function.smmu);
+        iommu.is_some_and(|iommu| {
+            iommu.lock().stream_mut(function.sid).is_some_and(|stream| stream.state().is_open())
+        })
     }
 
     /// Whether no CPU but number `index` runs or is about to.

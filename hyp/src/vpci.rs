@@ -318,6 +318,15 @@ impl Vpci {
         }
     }
 
+    /// Takes every function out of the guest's reach until [`Vpci::quiesced`] brings it back, so that no access
+    /// meets one that is being reset.
+    pub fn withdraw<M: BarMap>(&mut self, map: &mut M) {
+        for function in &mut self.functions {
+            function.lost = true;
+        }
+        window::refresh(&mut self.functions, map);
+    }
+
     /// Takes note of what [`crate::pci::quiesce`] did: a function that was lost is out of the guest's reach,
     /// one that came back is back.
     pub fn quiesced<M: BarMap>(&mut self, map: &mut M, outcomes: &[Quiesced]) {

@@ -110,6 +110,8 @@ pub struct Stream {
     pub(crate) stage1: Option<Stage1Config>,
     /// It is in *watch* because its owner's own configuration is invalid, not because its owner is gone.
     refuses: bool,
+    /// A teardown closed it, and it was in no other state since.
+    pub(crate) closed: bool,
     cfgi: u32,
     transitions: u32,
     history: HistoryBuf<Transition, MAX_HISTORY>,
@@ -117,6 +119,8 @@ pub struct Stream {
     armed_at_close: bool,
     stopped: Stopped,
     stopped_in_watch: Stopped,
+    /// How many of these were told.
+    told: u64,
     /// Records with a smaller sequence number are a former owner's.
     owned_from: u64,
     /// Records with a smaller sequence number are from before the watch.
@@ -140,6 +144,7 @@ impl Stream {
             binding: None,
             stage1: None,
             refuses: false,
+            closed: false,
             cfgi: 0,
             transitions: 0,
             history: HistoryBuf::new(),
@@ -147,6 +152,7 @@ impl Stream {
             armed_at_close: false,
             stopped: Stopped::default(),
             stopped_in_watch: Stopped::default(),
+            told: 0,
             owned_from,
             watched_from: 0,
             watch_left: 0,
@@ -223,6 +229,18 @@ impl Stream {
         self.stopped_in_watch
     }
 
+    /// Whether its function tried something in the last watch that [`Stream::tell_stopped`] has not told.
+    pub fn has_untold(&self) -> bool {
+        self.stopped_in_watch.count > self.told
+    }
+
+    /// Returns what its function tried during the last watch if there is more of it than at the last call.
+    pub fn tell_stopped(&mut self) -> Option<Stopped> {
+        let news = self.has_untold().then_some(self.stopped_in_watch);
+        self.told = self.stopped_in_watch.count;
+        news
+    }
+
     /// Says that its function could still do DMA when its owner went.
     pub fn set_armed_at_close(&mut self) {
         self.armed_at_close = true;
@@ -264,6 +282,7 @@ impl Stream {
         self.binding = binding;
         self.stage1 = stage1;
         self.refuses = refuses;
+        self.closed = false;
     }
 
     /// Allows the watch that begins with record number `from` its budget.
@@ -272,6 +291,7 @@ impl Stream {
         self.watch_left = budget;
         self.refuses = false;
         self.stopped_in_watch = Stopped::default();
+        self.told = 0;
     }
 
     /// Its STE has stopped recording faults until a time, or records them again.

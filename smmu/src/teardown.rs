@@ -21,9 +21,15 @@ use crate::streams::{MAX_STREAMS, Stage2Binding, State, Stream};
 pub struct Closed {
     owner: VmIndex,
     vmid: Vmid,
+    streams: u32,
 }
 
 impl Closed {
+    /// How many of its streams were open.
+    pub fn streams(&self) -> u32 {
+        self.streams
+    }
+
     /// Whose streams are closed.
     pub fn owner(&self) -> VmIndex {
         self.owner
@@ -37,7 +43,7 @@ impl Closed {
     /// A proof of nothing, for tests of what needs one.
     #[cfg(test)]
     pub(crate) fn for_test(owner: VmIndex, vmid: Vmid) -> Self {
-        Self { owner, vmid }
+        Self { owner, vmid, streams: 0 }
     }
 }
 
@@ -74,8 +80,26 @@ impl<H: Hardware> Smmu<'_, H> {
         for &sid in &sids {
             self.run(sid, after_sync)?;
             self.enter_abort(sid)?;
+            self.streams.get(sid)?.closed = true;
         }
-        Ok(Closed { owner, vmid })
+        Ok(Closed { owner, vmid, streams: sids.len() as u32 })
+    }
+
+    /// Begins to watch `owner`'s streams after a close: those that it closed, those of which the owner itself was
+    /// told before, and those that the owner kept closed. A watch that is under way goes on, and one whose budget is
+    /// spent stays over.
+    ///
+    /// # Errors
+    ///
+    /// A failure of the hardware.
+    pub fn watch_closed(&mut self, owner: VmIndex) -> Result<(), HostError> {
+        let ended = |stream: &&Stream| {
+            let spent = stream.state() != State::Abort || stream.stopped_in_watch().silenced;
+            stream.owner() == Some(owner) && (stream.closed || stream.refuses() || !spent)
+        };
+        let sids: Vec<StreamId, MAX_STREAMS> =
+            self.streams.iter().filter(ended).map(Stream::sid).collect();
+        sids.into_iter().try_for_each(|sid| self.watch(sid))
     }
 
     /// Records what the device of a closed stream still tries, until its budget is spent.

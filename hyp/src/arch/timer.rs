@@ -8,6 +8,8 @@ read!(
     /// Counter ticks per second.
     pub frequency, "cntfrq_el0"
 );
+read!(cnthp_cval, "cnthp_cval_el2");
+read!(cnthp_ctl, "cnthp_ctl_el2");
 write!(cnthp_cval_write, "cnthp_cval_el2");
 write!(cnthp_ctl_write, "cnthp_ctl_el2");
 write!(
@@ -35,10 +37,15 @@ pub fn now_us() -> u64 {
     ticks / frequency * 1_000_000 + ticks % frequency * 1_000_000 / frequency
 }
 
-/// Interrupts this CPU at EL2 when [`now_us`] reaches `at_us`.
+/// Interrupts this CPU at EL2 when [`now_us`] reaches `at_us`, or before: there is one alarm, whose handler looks at
+/// all that waits for it, and an earlier one stays.
 pub fn alarm(at_us: u64) {
     let frequency = frequency().max(1);
-    cnthp_cval_write(at_us / 1_000_000 * frequency + at_us % 1_000_000 * frequency / 1_000_000 + 1);
+    let at = at_us / 1_000_000 * frequency + at_us % 1_000_000 * frequency / 1_000_000 + 1;
+    if cnthp_ctl() & 1 != 0 && cnthp_cval() <= at {
+        return;
+    }
+    cnthp_cval_write(at);
     cnthp_ctl_write(1);
     isb();
 }

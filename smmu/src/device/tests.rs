@@ -599,3 +599,55 @@ fn garbage_in_the_event_queue_harms_nobody() {
     let names: Vec<String> = machine.stream(DEVICE).faults().map(|(name, _)| name.into()).collect();
     assert!(names.contains(&"UNKNOWN".into()) && names.contains(&"F_TRANSLATION".into()));
 }
+
+#[test]
+fn a_close_is_followed_by_a_watch_of_all_that_its_owner_has() {
+    let fake = Fake::new(QEMU_NESTED);
+    let mut streams = Streams::new();
+    let mut machine = Machine::new(&fake, &mut streams);
+    let binding = machine.open(DEVICE, VM, 1);
+    // Never opened: its function may have been armed by whoever was here before.
+    machine.attach(OTHER, VM);
+    let (refused, foreign) = (StreamId(0x12), StreamId(0x20));
+    machine.attach(refused, VM);
+    machine.smmu.configure(refused, &binding, &Configuration::Refuse).unwrap();
+    machine.open(foreign, VmIndex(1), 2);
+
+    assert_eq!(machine.smmu.close(VM, Vmid(1)).unwrap().streams(), 1);
+    machine.smmu.watch_closed(VM).unwrap();
+    for sid in [DEVICE, OTHER, refused] {
+        assert_eq!(machine.stream(sid).state(), State::Watch, "{sid:?}");
+        assert_eq!(machine.write(sid, RAM), Outcome::Aborts);
+        assert!(!machine.stream(sid).refuses());
+    }
+    assert_eq!(machine.drain().len(), 3);
+    assert_eq!(machine.stream(foreign).state(), State::Stage2);
+
+    // Each is told once, and again only if there is more to tell.
+    let stream = machine.smmu.stream_mut(OTHER).unwrap();
+    assert!(stream.has_untold());
+    assert_eq!(stream.tell_stopped().map(|stopped| stopped.count), Some(1));
+    assert_eq!(stream.tell_stopped(), None);
+    machine.write(OTHER, RAM);
+    machine.drain();
+    let stream = machine.smmu.stream_mut(OTHER).unwrap();
+    assert_eq!(stream.tell_stopped().map(|stopped| stopped.count), Some(2));
+
+    // Another close starts no watch anew: neither one under way nor one that is over.
+    for _ in 0..5 {
+        machine.write(OTHER, RAM);
+        machine.drain();
+    }
+    assert!(machine.stream(OTHER).stopped_in_watch().silenced);
+    let _ = machine.smmu.close(VM, Vmid(1)).unwrap();
+    machine.smmu.watch_closed(VM).unwrap();
+    assert_eq!(machine.stream(OTHER).state(), State::Abort);
+    assert_eq!(machine.stream(DEVICE).stopped_in_watch().count, 1);
+
+    // One that was open since is watched from the beginning.
+    machine.smmu.open_stage2(OTHER, &binding).unwrap();
+    let _ = machine.smmu.close(VM, Vmid(1)).unwrap();
+    machine.smmu.watch_closed(VM).unwrap();
+    assert_eq!(machine.stream(OTHER).state(), State::Watch);
+    assert_eq!(machine.stream(OTHER).stopped_in_watch().count, 0);
+}
