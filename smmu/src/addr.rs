@@ -80,7 +80,7 @@ address! {
 }
 
 /// The StreamID by which the SMMU tells bus masters apart (section 3.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct StreamId(pub u32);
 
@@ -91,7 +91,7 @@ impl fmt::Display for StreamId {
 }
 
 /// The tag that keeps one VM's translations apart from another's in TLBs, of CPU and SMMU alike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Vmid(pub u16);
 

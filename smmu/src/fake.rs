@@ -12,13 +12,15 @@ use proptest::prelude::ProptestConfig;
 use crate::addr::Pa;
 use crate::ports::{Clock, Frames, Memory, Registers};
 
-/// How often a property is tried: under Miri, which is slow and has no files, only a few times.
+/// How often a property is tried: no more often than `PROPTEST_CASES` says, and under Miri, which is slow and
+/// has no files, only a few times.
 pub fn cases(usual: u32) -> ProptestConfig {
+    let default = ProptestConfig::default();
     if cfg!(miri) {
-        ProptestConfig { cases: 2, failure_persistence: None, ..ProptestConfig::default() }
-    } else {
-        ProptestConfig::with_cases(usual)
+        return ProptestConfig { cases: 2, failure_persistence: None, ..default };
     }
+    let most = std::env::var_os("PROPTEST_CASES").map_or(u32::MAX, |_| default.cases);
+    ProptestConfig { cases: usual.min(most), ..default }
 }
 
 /// What the hardware refuses to do.

@@ -17,6 +17,7 @@ pub mod error;
 pub mod event;
 #[cfg(test)]
 mod fake;
+pub mod format;
 pub mod guest;
 pub mod invalidate;
 pub mod plan;

@@ -8,6 +8,8 @@ use smmu::caps::{Class, Refusal};
 use smmu::cmd::{Command, Pages};
 use smmu::device::{Budgets, Config, Configuration, Smmu};
 use smmu::error::HostError;
+use smmu::format::cd::Cd;
+use smmu::format::{Address, AddressSize};
 use smmu::ports::Hardware;
 use smmu::stage2::{Attributes, Stage2};
 use smmu::ste::Stage1Config;
@@ -469,12 +471,23 @@ fn write_stage1(machine: &Machine, pa: u64) {
     let at = |ipa: u64| pa + (ipa - RAM);
     let table = |number: u64| CONTEXT + number * PAGE_SIZE;
     machine.clear_guest(at(CONTEXT), 4 * PAGE_SIZE);
-    // T0SZ=25, EPD1, V, IPS=2 (40 bits), AA64, R, A, ASID=5.
-    let word0 = 25 | 1 << 30 | 1 << 31 | 2 << 32 | 1 << 41 | 1 << 45 | 1 << 46 | 5 << 48;
     // Two of them, the same but for the ASID.
     for number in 0..2 {
-        machine.write_guest(at(context(number)), word0 + (number << 48));
-        machine.write_guest(at(context(number)) + 8, table(1));
+        let cd = Cd {
+            size0: 25,
+            disable1: true,
+            valid: true,
+            output: AddressSize::Bits40,
+            aarch64: true,
+            record: true,
+            abort: true,
+            asid: 5 + number as u16,
+            table0: Address(table(1)),
+            ..Cd::default()
+        };
+        for (word, value) in cd.encode().into_iter().enumerate() {
+            machine.write_guest(at(context(number)) + 8 * word as u64, value);
+        }
         machine.add_context(context(number));
     }
     machine.write_guest(at(table(1)), RAM | LEAF | 0b01);

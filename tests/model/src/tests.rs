@@ -6,6 +6,7 @@ mod exhaustive;
 mod failures;
 mod formats;
 mod guest;
+mod positions;
 mod properties;
 mod stage2;
 mod translation;

@@ -1,0 +1,391 @@
+//! Event records (section 7.3).
+//!
+//! All kinds have their number, substream and stream in the first word; what follows depends on the kind.
+
+use crate::addr::StreamId;
+use crate::format::{Address, Reserved, encoding, structure};
+
+encoding! {
+    /// What the SMMU was doing for the transaction when it failed (`CLASS`).
+    Class {
+        /// Fetching its CD.
+        Context = 0b00,
+        /// Walking stage 1's tables.
+        Table = 0b01,
+        /// Translating its own address.
+        Input = 0b10,
+    }
+}
+
+/// A transaction's fault in a stage of translation: the same record whatever the fault is.
+macro_rules! translation_faults {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        structure! {
+            $(#[$doc])*
+            $name: 4 {
+                /// It had a substream.
+                has_substream: bool = "SSV" [11:11],
+                /// Which.
+                substream: u32 = "SubstreamID" [31:12],
+                /// Its stream.
+                stream: StreamId = "StreamID" [63:32],
+                /// What to name it by in `CMD_RESUME`.
+                tag: u16 = "STAG" [79:64],
+                /// It waits for `CMD_RESUME`.
+                stalled: bool = "Stall" [95:95],
+                /// It was privileged.
+                privileged: bool = "PnU" [97:97],
+                /// It was an instruction fetch.
+                instruction: bool = "InD" [98:98],
+                /// It was a read.
+                read: bool = "RnW" [99:99],
+                /// Stage 2 refused it.
+                stage2: bool = "S2" [103:103],
+                /// While doing what.
+                class: Class = "CLASS" [105:104],
+                /// The walk was for a read.
+                walk_read: bool = "TTRnW" [108:108],
+                /// The address that the device used.
+                input: Address = "InputAddr" [191:128],
+                /// What stage 2 refused, if it did.
+                ipa: Address = "IPA" [247:204],
+            }
+        }
+    )*};
+}
+
+/// A record without anything but whose it is.
+macro_rules! bad_configuration {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        structure! {
+            $(#[$doc])*
+            $name: 4 {
+                /// The transaction had a substream.
+                has_substream: bool = "SSV" [11:11],
+                /// Which.
+                substream: u32 = "SubstreamID" [31:12],
+                /// Its stream.
+                stream: StreamId = "StreamID" [63:32],
+            }
+        }
+    )*};
+}
+
+/// A structure that could not be read.
+macro_rules! fetch_faults {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        structure! {
+            $(#[$doc])*
+            $name: 4 {
+                /// The transaction had a substream.
+                has_substream: bool = "SSV" [11:11],
+                /// Which.
+                substream: u32 = "SubstreamID" [31:12],
+                /// Its stream.
+                stream: StreamId = "StreamID" [63:32],
+                /// The implementation's reason.
+                reason: u16 = "Reason" [79:64],
+                /// The memory belongs to another world.
+                granule_protection: bool = "GPCF" [80:80],
+                /// Where it was to be read.
+                fetch: Address = "FetchAddr" [247:195],
+            }
+        }
+    )*};
+}
+
+/// Declares all kinds, each with its section and number.
+macro_rules! events {
+    ($($(#[$doc:meta])* $name:ident = $code:literal, $label:literal;)*) => {
+        /// An event record.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Event {
+            $($(#[$doc])* $name($name),)*
+        }
+
+        impl Event {
+            /// The numbers and names of all kinds.
+            pub const ALL: &'static [(u8, &'static str)] = &[$(($code, $label)),*];
+
+            /// Its number.
+            pub const fn code(&self) -> u8 {
+                match self {
+                    $(Self::$name(_) => $code,)*
+                }
+            }
+
+            /// Its name in the specification.
+            pub const fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$name(_) => $label,)*
+                }
+            }
+
+            /// Returns the record that says this.
+            pub fn encode(&self) -> [u64; 4] {
+                let [first, rest @ ..] = match self {
+                    $(Self::$name(event) => event.encode(),)*
+                };
+                let [second, third, fourth] = rest;
+                [first | u64::from(self.code()), second, third, fourth]
+            }
+
+            /// Returns what the record says.
+            ///
+            /// # Errors
+            ///
+            /// [`Reserved`].
+            pub fn decode(&[first, second, third, fourth]: &[u64; 4]) -> Result<Self, Reserved> {
+                let event = [first & !0xff, second, third, fourth];
+                match first as u8 {
+                    $($code => $name::decode(&event).map(Self::$name),)*
+                    number => Err(Reserved::Number(number)),
+                }
+            }
+        }
+
+        $(impl From<$name> for Event {
+            fn from(event: $name) -> Self {
+                Self::$name(event)
+            }
+        })*
+    };
+}
+
+events! {
+    /// Section 7.3.2: a kind of transaction that the SMMU does not support.
+    UnsupportedTransaction = 0x01, "F_UUT";
+    /// Section 7.3.3: no STE can be found for the StreamID.
+    BadStreamId = 0x02, "C_BAD_STREAMID";
+    /// Section 7.3.4: the STE could not be read.
+    SteFetch = 0x03, "F_STE_FETCH";
+    /// Section 7.3.5: the STE is invalid.
+    BadSte = 0x04, "C_BAD_STE";
+    /// Section 7.3.6: an ATS request that is not allowed.
+    BadAtsRequest = 0x05, "F_BAD_ATS_TREQ";
+    /// Section 7.3.7: a transaction without substream where they are required.
+    StreamDisabled = 0x06, "F_STREAM_DISABLED";
+    /// Section 7.3.8: a translated transaction where ATS is off.
+    TranslationForbidden = 0x07, "F_TRANSL_FORBIDDEN";
+    /// Section 7.3.9: no CD can be found for the substream.
+    BadSubstreamId = 0x08, "C_BAD_SUBSTREAMID";
+    /// Section 7.3.10: the CD could not be read.
+    CdFetch = 0x09, "F_CD_FETCH";
+    /// Section 7.3.11: the CD is invalid.
+    BadCd = 0x0a, "C_BAD_CD";
+    /// Section 7.3.12: a translation table could not be read.
+    WalkAbort = 0x0b, "F_WALK_EABT";
+    /// Section 7.3.13: nothing is mapped there.
+    Translation = 0x10, "F_TRANSLATION";
+    /// Section 7.3.14: an address is too large.
+    AddressSize = 0x11, "F_ADDR_SIZE";
+    /// Section 7.3.15: the access flag is clear.
+    Access = 0x12, "F_ACCESS";
+    /// Section 7.3.16: not allowed there.
+    Permission = 0x13, "F_PERMISSION";
+    /// Section 7.3.17: two TLB entries matched.
+    TlbConflict = 0x20, "F_TLB_CONFLICT";
+    /// Section 7.3.18: two configuration cache entries matched.
+    ConfigConflict = 0x21, "F_CFG_CONFLICT";
+    /// Section 7.3.19: a hint that pages will be wanted.
+    PageRequest = 0x24, "E_PAGE_REQUEST";
+    /// Section 7.3.20: the VM structure could not be read.
+    VmsFetch = 0x25, "F_VMS_FETCH";
+}
+
+structure! {
+    /// `F_UUT`.
+    UnsupportedTransaction: 4 {
+        /// It had a substream.
+        has_substream: bool = "SSV" [11:11],
+        /// Which.
+        substream: u32 = "SubstreamID" [31:12],
+        /// Its stream.
+        stream: StreamId = "StreamID" [63:32],
+        /// The implementation's reason.
+        reason: u16 = "Reason" [79:64],
+        /// It was privileged.
+        privileged: bool = "PnU" [97:97],
+        /// It was an instruction fetch.
+        instruction: bool = "InD" [98:98],
+        /// It was a read.
+        read: bool = "RnW" [99:99],
+        /// The address that the device used.
+        input: Address = "InputAddr" [191:128],
+    }
+}
+
+bad_configuration! {
+    /// `C_BAD_STREAMID`.
+    BadStreamId;
+    /// `C_BAD_STE`.
+    BadSte;
+    /// `C_BAD_CD`.
+    BadCd;
+}
+
+structure! {
+    /// `F_BAD_ATS_TREQ`.
+    BadAtsRequest: 4 {
+        /// It had a substream.
+        has_substream: bool = "SSV" [11:11],
+        /// Which.
+        substream: u32 = "SubstreamID" [31:12],
+        /// Its stream.
+        stream: StreamId = "StreamID" [63:32],
+        /// How much it asked for, and with which permissions, as the record has it.
+        request: u64 = "Span and permissions" [127:64],
+        /// The address that it asked for.
+        input: Address = "InputAddr" [191:128],
+    }
+}
+
+structure! {
+    /// `F_STREAM_DISABLED`.
+    StreamDisabled: 4 {
+        /// Its stream.
+        stream: StreamId = "StreamID" [63:32],
+        /// The substream that must not be used, if that was the reason.
+        substream: u32 = "SubstreamID" [31:12],
+        /// There was one.
+        has_substream: bool = "SSV" [11:11],
+    }
+}
+
+structure! {
+    /// `F_TRANSL_FORBIDDEN`.
+    TranslationForbidden: 4 {
+        /// It had a substream.
+        has_substream: bool = "SSV" [11:11],
+        /// Which.
+        substream: u32 = "SubstreamID" [31:12],
+        /// Its stream.
+        stream: StreamId = "StreamID" [63:32],
+        /// It was a read.
+        read: bool = "RnW" [99:99],
+        /// The address that the device used.
+        input: Address = "InputAddr" [191:128],
+    }
+}
+
+structure! {
+    /// `C_BAD_SUBSTREAMID`.
+    BadSubstreamId: 4 {
+        /// There always is one; kept because QEMU and hardware set it.
+        has_substream: bool = "SSV" [11:11],
+        /// The substream.
+        substream: u32 = "SubstreamID" [31:12],
+        /// Its stream.
+        stream: StreamId = "StreamID" [63:32],
+    }
+}
+
+fetch_faults! {
+    /// `F_STE_FETCH`.
+    SteFetch;
+    /// `F_CD_FETCH`.
+    CdFetch;
+    /// `F_VMS_FETCH`.
+    VmsFetch;
+}
+
+structure! {
+    /// `F_WALK_EABT`.
+    WalkAbort: 4 {
+        /// It had a substream.
+        has_substream: bool = "SSV" [11:11],
+        /// Which.
+        substream: u32 = "SubstreamID" [31:12],
+        /// Its stream.
+        stream: StreamId = "StreamID" [63:32],
+        /// The implementation's reason.
+        reason: u16 = "Reason" [79:64],
+        /// The memory belongs to another world.
+        granule_protection: bool = "GPCF" [80:80],
+        /// It was privileged.
+        privileged: bool = "PnU" [97:97],
+        /// It was an instruction fetch.
+        instruction: bool = "InD" [98:98],
+        /// It was a read.
+        read: bool = "RnW" [99:99],
+        /// Stage 2 was walked.
+        stage2: bool = "S2" [103:103],
+        /// What for.
+        class: Class = "CLASS" [105:104],
+        /// The address that the device used.
+        input: Address = "InputAddr" [191:128],
+        /// Where the table was to be read.
+        fetch: Address = "FetchAddr" [247:195],
+    }
+}
+
+translation_faults! {
+    /// `F_TRANSLATION`.
+    Translation;
+    /// `F_ADDR_SIZE`.
+    AddressSize;
+    /// `F_ACCESS`.
+    Access;
+    /// `F_PERMISSION`.
+    Permission;
+}
+
+structure! {
+    /// `F_TLB_CONFLICT`.
+    TlbConflict: 4 {
+        /// It had a substream.
+        has_substream: bool = "SSV" [11:11],
+        /// Which.
+        substream: u32 = "SubstreamID" [31:12],
+        /// Its stream.
+        stream: StreamId = "StreamID" [63:32],
+        /// The implementation's reason.
+        reason: u16 = "Reason" [79:64],
+        /// It was privileged.
+        privileged: bool = "PnU" [97:97],
+        /// It was an instruction fetch.
+        instruction: bool = "InD" [98:98],
+        /// It was a read.
+        read: bool = "RnW" [99:99],
+        /// In stage 2.
+        stage2: bool = "S2" [103:103],
+        /// The address that the device used.
+        input: Address = "InputAddr" [191:128],
+        /// What stage 2 looked for, if it was stage 2.
+        ipa: Address = "IPA" [247:204],
+    }
+}
+
+structure! {
+    /// `F_CFG_CONFLICT`.
+    ConfigConflict: 4 {
+        /// It had a substream.
+        has_substream: bool = "SSV" [11:11],
+        /// Which.
+        substream: u32 = "SubstreamID" [31:12],
+        /// Its stream.
+        stream: StreamId = "StreamID" [63:32],
+        /// The implementation's reason.
+        reason: u16 = "Reason" [79:64],
+    }
+}
+
+structure! {
+    /// `E_PAGE_REQUEST`.
+    PageRequest: 4 {
+        /// It has a substream.
+        has_substream: bool = "SSV" [11:11],
+        /// Which.
+        substream: u32 = "SubstreamID" [31:12],
+        /// Its stream.
+        stream: StreamId = "StreamID" [63:32],
+        /// Unprivileged accesses to come: execute 1, write 2, read 4.
+        unprivileged: u8 = "uR, uW, uX" [99:97],
+        /// Privileged ones.
+        privileged: u8 = "pR, pW, pX" [103:101],
+        /// How many pages.
+        span: u8 = "Span" [115:108],
+        /// From here on.
+        input: Address = "InputAddr" [191:140],
+    }
+}
