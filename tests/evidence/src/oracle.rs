@@ -226,6 +226,11 @@ pub fn closed_again(stream: &report::Stream, cfgi: u32) -> bool {
     opened && !is_open(state_at(stream, cfgi))
 }
 
+/// Whether `stream` was opened at some time after `cfgi` `CFGI_STE`.
+pub fn opened_after(stream: &report::Stream, cfgi: u32) -> bool {
+    stream.history.iter().any(|entered| entered.cfgi > cfgi && is_open(entered.state))
+}
+
 /// The pages, by physical page number, that devices of `vm` may reach.
 pub fn reachable(vm: &report::Vm) -> IntervalSet {
     let kinds = [MemoryKind::Ram, MemoryKind::Doorbell];

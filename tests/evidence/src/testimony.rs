@@ -8,6 +8,8 @@
 //! @done role=victim
 //! ```
 //!
+//! A guest that drives an SMMU of its own says with `to=` where that leads an address, or that it leads `nowhere`.
+//!
 //! Every line is `@kind key=value ...`; a bare `FAILED` or a value `BAD` says that the guest found something
 //! wrong, and `why=` takes the rest of the line. A guest speaks for itself only: EL2 puts its name before each line.
 
@@ -80,10 +82,23 @@ pub struct Tried {
     pub op: Op,
     /// The address that the device was given: an IPA, for a guest without stage 1 of its own.
     pub address: u64,
+    /// Where the guest's own SMMU leads it.
+    pub leads: Leads,
     /// Its length in 4-byte accesses.
     pub accesses: u64,
     /// How many of them the guest saw arrive.
     pub arrived: u64,
+}
+
+/// Where a guest's own SMMU leads an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leads {
+    /// The guest has none, or says nothing of it: the address is an IPA.
+    Straight,
+    /// To this IPA, and from there on as far as it goes within a page.
+    To(u64),
+    /// To nothing: it has to be stopped.
+    Nowhere,
 }
 
 /// One DMA that was started and not waited for.
@@ -229,6 +244,11 @@ impl Guest {
                     device: words.get("device")?.into(),
                     op: words.op()?,
                     address: words.number("address")?,
+                    leads: match words.get("to") {
+                        None => Leads::Straight,
+                        Some("nowhere") => Leads::Nowhere,
+                        Some(_) => Leads::To(words.number("to")?),
+                    },
                     accesses: words.accesses()?,
                     arrived: words.number("arrived")?,
                 };

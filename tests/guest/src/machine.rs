@@ -25,6 +25,23 @@ pub struct Bridge {
     pub intx: IntxMap,
 }
 
+/// A run of requester IDs and the StreamIDs that they have: first requester ID, first StreamID, how many.
+pub type StreamRange = (u32, u32, u32);
+
+/// The most runs that are read.
+const MAX_STREAM_RANGES: usize = 8;
+
+/// The SMMUv3 of the host bridge.
+#[derive(Clone, Debug)]
+pub struct SmmuNode {
+    /// Its registers.
+    pub registers: Range<u64>,
+    /// The INTIDs of `eventq`, `gerror` and `cmdq-sync`, as far as they are wired.
+    pub interrupts: [Option<u32>; 3],
+    /// The StreamIDs of the host bridge's functions.
+    pub streams: [Option<StreamRange>; MAX_STREAM_RANGES],
+}
+
 /// The machine.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -48,6 +65,8 @@ pub struct Machine {
     pub cpus: usize,
     /// The PCI host bridge, if there is one.
     pub bridge: Option<Bridge>,
+    /// The SMMU between it and memory, if the guest sees one.
+    pub smmu: Option<SmmuNode>,
 }
 
 impl Machine {
@@ -85,6 +104,9 @@ impl Machine {
             affinities,
             cpus,
             bridge: find("pci-host-ecam-generic").map(|node| bridge(node, gic)).transpose()?,
+            smmu: find("arm,smmu-v3")
+                .map(|node| smmu(node, find("pci-host-ecam-generic")))
+                .transpose()?,
         })
     }
 }
@@ -123,6 +145,33 @@ fn cpus(tree: &Fdt<'static>) -> Result<([u64; MAX_CPUS], usize), &'static str> {
         count += 1;
     }
     Ok((affinities, count))
+}
+
+fn smmu(
+    node: FdtNode<'static>,
+    bridge: Option<FdtNode<'static>>,
+) -> Result<SmmuNode, &'static str> {
+    let wires = ["eventq", "gerror", "cmdq-sync"].map(|name| named_spi(node, name));
+    let mut streams = [None; MAX_STREAM_RANGES];
+    let entries = bridge
+        .and_then(|bridge| bridge.property("iommu-map"))
+        .and_then(|property| property.as_prop_encoded_array([1, 1, 1, 1]).ok())
+        .ok_or("pcie: no iommu-map")?;
+    for (index, cells) in entries.enumerate() {
+        let cell = |at: usize| cells[at].to_int::<u32>().map_err(|_| "pcie: iommu-map");
+        *streams.get_mut(index).ok_or("pcie: iommu-map is too long")? =
+            Some((cell(0)?, cell(2)?, cell(3)?));
+    }
+    Ok(SmmuNode { registers: range(node, 0)?, interrupts: wires, streams })
+}
+
+/// The INTID of the node's interrupt of that name, if it has one and that is an SPI.
+fn named_spi(node: FdtNode<'static>, name: &str) -> Option<u32> {
+    let names = node.property("interrupt-names")?;
+    let index = names.value().split(|byte| *byte == 0).position(|one| one == name.as_bytes())?;
+    let mut cells = node.property("interrupts")?.as_prop_encoded_array([1, 1, 1]).ok()?;
+    let [kind, number, _] = cells.nth(index)?;
+    (kind.to_int::<u32>().ok()? == 0).then_some(gic::FIRST_SPI + number.to_int::<u32>().ok()?)
 }
 
 fn bridge(node: FdtNode<'static>, gic: FdtNode<'static>) -> Result<Bridge, &'static str> {

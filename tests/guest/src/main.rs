@@ -33,6 +33,8 @@ mod role;
 #[cfg(target_os = "none")]
 mod runtime;
 #[cfg(target_os = "none")]
+mod smmu;
+#[cfg(target_os = "none")]
 mod smp;
 #[cfg(target_os = "none")]
 mod timer;

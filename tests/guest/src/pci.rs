@@ -55,6 +55,11 @@ impl Function {
         self.config + offset
     }
 
+    /// Its requester ID.
+    pub fn requester_id(self) -> u32 {
+        u32::from(self.device) << 3 | u32::from(self.function)
+    }
+
     /// Vendor ID in the low half, device ID in the high half.
     pub fn id(self) -> u32 {
         mem::read32(self.register(ID))

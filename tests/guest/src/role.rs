@@ -2,15 +2,17 @@
 
 mod check;
 mod irq;
-mod memory;
+pub mod memory;
 mod probe;
 mod rogue;
+mod smmu;
 mod smp;
 mod spin;
+mod stage1;
 mod victim;
 
 use self::check::{Check, check, expect};
-use crate::edu::Transfer;
+use crate::edu::{Edu, Transfer};
 use crate::machine::Machine;
 use crate::pci::Function;
 use crate::println;
@@ -27,8 +29,10 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
         "rogue" => rogue::run(machine),
         "irq" => irq::run(machine),
         "probe" => probe::run(machine),
+        "smmu" => smmu::run(machine),
         "smp" => smp::run(machine),
         "spin" => spin::run(machine),
+        "stage1" => stage1::run(machine),
         _ => Err("bootargs: unknown role"),
     }
 }
@@ -41,6 +45,19 @@ fn tried(device: Function, transfer: Transfer, arrived: u64) {
         transfer.address,
         transfer.accesses()
     );
+}
+
+/// Lets a device do a DMA that the guest's own SMMU configuration has to refuse, and testifies.
+fn refused(edu: Edu, transfer: Transfer) -> Result<(), &'static str> {
+    edu.transfer(transfer)?;
+    println!(
+        "@tried device={} op={} address={:#x} accesses={} arrived=0 to=nowhere",
+        edu.function,
+        transfer.operation,
+        transfer.address,
+        transfer.accesses()
+    );
+    Ok(())
 }
 
 /// The last line of a role.

@@ -1,4 +1,4 @@
-//! The suites that run in a guest: interrupts, CPUs, and everything that no driver does.
+//! The suites that run in a guest: interrupts, CPUs, the SMMU, and everything that no driver does.
 
 use anyhow::Result;
 use tests::built_in::suite;
@@ -12,7 +12,16 @@ pub const TESTS: &[Test] = &[
     ("qemu::a_hostile_guest_hurts_only_itself", || run("probe", 2, &[])),
     ("qemu::a_hostile_guest_on_a_cpu_with_everything", || run("probe", 2, &["--cpu", "max"])),
     ("qemu::a_hostile_guest_on_the_oldest_cpu", || run("probe", 1, &["--cpu", "cortex-a57"])),
+    ("qemu::a_bare_smmu_is_what_the_suites_take_it_for", bare_smmu),
 ];
+
+/// The suites of the SMMU, natively: what they require is what an SMMU does.
+fn bare_smmu() -> Result<()> {
+    for role in ["smmu", "stage1"] {
+        suite(role, 1, &["--native"])?.printed("@iommu smmu=bare")?;
+    }
+    Ok(())
+}
 
 fn run(role: &str, cpus: u32, options: &[&str]) -> Result<()> {
     suite(role, cpus, options)?;

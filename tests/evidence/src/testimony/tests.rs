@@ -13,6 +13,8 @@ fn every_kind_of_line_is_read() {
     let guest = said(&[
         "@tried device=00:01.0 op=write address=0x40400000 accesses=1024 arrived=1023",
         "@tried device=00:01.0 op=read address=0x40401000 accesses=2 arrived=0",
+        "@tried device=00:01.0 op=read address=0x1000 accesses=2 arrived=0 to=nowhere",
+        "@tried device=00:01.0 op=read address=0x1000 accesses=2 arrived=2 to=0x40403000",
         "@armed device=00:02.0 op=write address=0x40402000 accesses=1",
         "@canary page=0x40500000 ok",
         "@canary page=0x40501000 changed=0x40501010",
@@ -30,11 +32,14 @@ fn every_kind_of_line_is_read() {
             device: "00:01.0".into(),
             op: Op::Write,
             address: 0x4040_0000,
+            leads: Leads::Straight,
             accesses: 1024,
             arrived: 1023,
         }
     );
     assert_eq!(guest.tried[1].op, Op::Read);
+    let leads: Vec<_> = guest.tried[2..].iter().map(|tried| tried.leads).collect();
+    assert_eq!(leads, [Leads::Nowhere, Leads::To(0x4040_3000)]);
     assert_eq!((guest.armed[0].address, guest.armed[0].accesses), (0x4040_2000, 1));
     let changed: Vec<_> = guest.canaries.iter().map(|canary| canary.changed).collect();
     assert_eq!(changed, [None, Some(0x4050_1010)]);

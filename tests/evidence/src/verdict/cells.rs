@@ -1,5 +1,7 @@
 //! The table's cells, and what keeps their sources from agreeing on them.
 
+use std::collections::BTreeMap;
+
 use smmu::addr::{Iova, PAGE_SIZE};
 
 use super::agreement::named;
@@ -9,7 +11,7 @@ use crate::machine::{Device, Machine, Vm};
 use crate::memory::{self, Found, RamFile};
 use crate::oracle;
 use crate::report::{self, Report};
-use crate::testimony::{self, Armed, Op, Testimony, Tried};
+use crate::testimony::{self, Armed, Leads, Op, Testimony, Tried};
 use crate::trace::{Stream, Trace};
 
 /// One row of the table.
@@ -65,6 +67,8 @@ struct Subject<'a> {
     device: &'a Device,
     stream: &'a Stream,
     reported: Option<&'a report::Stream>,
+    /// Its guest drives an SMMU of its own, which closes and opens the stream as well.
+    translated: bool,
 }
 
 /// All accesses to one place.
@@ -96,6 +100,7 @@ impl Cells {
                 device,
                 stream: trace.streams().get(&device.sid).unwrap_or(&idle),
                 reported: report.stream(device.sid.0),
+                translated: is_translated(testimony, device),
             };
             gatherer.device(&subject);
         }
@@ -116,9 +121,13 @@ impl Cells {
 }
 
 impl Subject<'_> {
-    /// Whether the device's owner was gone in this epoch.
+    /// Whether the device's owner was gone in this epoch. A stream that an owner closed by itself is open again
+    /// before that owner ends.
     fn is_late(&self, epoch: u32) -> bool {
-        self.reported.is_some_and(|reported| oracle::closed_again(reported, epoch))
+        let closed = |reported: &&report::Stream| oracle::closed_again(reported, epoch);
+        self.reported
+            .filter(closed)
+            .is_some_and(|reported| !self.translated || !oracle::opened_after(reported, epoch))
     }
 
     fn row(&self, owner: &str, tried: impl Into<String>) -> Row {
@@ -173,8 +182,16 @@ impl<'a> Gatherer<'a> {
         if tried.is_empty() && !armed && !vm.may_be_cut_off {
             self.fault(format!("{} told of no DMA by {}", vm.name, subject.name));
         }
+        let page = |tried: &Tried| tried.address / PAGE_SIZE;
+        let translated: Vec<_> = tried
+            .iter()
+            .filter(|tried| tried.leads != Leads::Straight)
+            .map(|tried| page(tried))
+            .collect();
+        let (led, tried): (Vec<_>, Vec<_>) =
+            tried.into_iter().partition(|tried| translated.contains(&page(tried)));
+        let mut told = self.led(subject, vm, &led);
         self.arrived(subject, vm, &tried);
-        let mut told = 0;
         for aimed in self.aims(vm, &tried) {
             told += self.aimed(subject, vm, &aimed);
         }
@@ -223,6 +240,67 @@ impl<'a> Gatherer<'a> {
             break;
         }
         self.cells.findings.extend(wrong);
+    }
+
+    /// The row of what went through the guest's own SMMU, which may lead one address here and there in turn. Returns
+    /// how many accesses QEMU stopped.
+    fn led(&mut self, subject: &Subject<'_>, vm: &Vm, tried: &[&Tried]) -> u64 {
+        if tried.is_empty() {
+            return 0;
+        }
+        let (name, owner) = (&subject.name, &vm.name);
+        let during_life = |epoch| !subject.is_late(epoch);
+        let legal = |tried: &Tried| match tried.leads {
+            Leads::Nowhere => false,
+            Leads::Straight => place(self.machine, self.report, owner, tried.address).is_legal(),
+            Leads::To(ipa) => place(self.machine, self.report, owner, ipa).is_legal(),
+        };
+        let mut wrong = Vec::new();
+        let mut due = BTreeMap::<u64, u64>::new();
+        for tried in tried {
+            let legal = legal(tried);
+            let expected = if legal { tried.accesses } else { 0 };
+            if tried.arrived != expected {
+                wrong.push(format!(
+                    "DMA of {name} to {:#x}, which leads to {:x?}: {} accesses arrived instead of {}",
+                    tried.address,
+                    tried.leads,
+                    thousands(tried.arrived),
+                    thousands(expected)
+                ));
+            }
+            if legal && !subject.stream.entered(Iova::new(tried.address)) {
+                let at = tried.address;
+                wrong.push(format!(
+                    "QEMU's trace has no DMA of {name} to {at:#x}, {owner} saw it arrive"
+                ));
+            }
+            let stopped = due.entry(tried.address / PAGE_SIZE * PAGE_SIZE).or_default();
+            *stopped += tried.accesses - expected;
+        }
+        let mut stopped = 0;
+        for (page, due) in due {
+            let seen = subject.stream.refused_at(Iova::new(page), during_life);
+            stopped += seen;
+            if seen != due && !vm.may_be_cut_off {
+                wrong.push(format!(
+                    "QEMU stopped {} accesses of {name} to {page:#x}, {owner} expects {}",
+                    thousands(seen),
+                    thousands(due)
+                ));
+            }
+        }
+        let accesses: u64 = tried.iter().map(|tried| tried.accesses).sum();
+        let canary = self.canaries_of(owner);
+        let row = subject.row(owner, "through its own SMMU");
+        self.cells.rows.push(Row {
+            allowed: accesses.saturating_sub(stopped),
+            stopped,
+            canary,
+            ..row
+        });
+        self.cells.findings.extend(wrong.into_iter().next());
+        stopped
     }
 
     /// Sorts accesses by where they were aimed, in the order in which the guest tried.
@@ -495,6 +573,13 @@ struct Late {
     stopped: u64,
     recorded: u64,
     first: Option<Iova>,
+}
+
+/// Whether the owner of `device` says that its own SMMU leads the addresses that it gives the device.
+fn is_translated(testimony: &Testimony, device: &Device) -> bool {
+    let said = device.vm.as_deref().and_then(|vm| testimony.guest(vm));
+    let mut tried = said.iter().flat_map(|said| &said.tried);
+    tried.any(|tried| tried.device == device.guest_address && tried.leads != Leads::Straight)
 }
 
 /// A DMA in pieces that do not cross pages: address and number of accesses of each.

@@ -721,3 +721,87 @@ two sources: guests, QEMU trace     FAIL: 64 accesses of 00:02.0 edu to bystande
         run.fails("QEMU's trace is lost");
     }
 }
+
+/// A guest whose own SMMU leads its device's addresses.
+mod translated {
+    use super::*;
+    use crate::report::Entered;
+
+    /// Where the rogue's own stage 1 maps something.
+    const IOVA: u64 = 0x1234_5000;
+    const TO: &str = "to=0x40005000";
+
+    /// The rogue's device writes 16 times through a stage 1, and is refused as often after an unmap.
+    fn run() -> Run {
+        let mut run = Run::good();
+        let tried = |arrived: u64, to: &str| {
+            format!(
+                "[rogue] @tried device=00:02.0 op=write address={IOVA:#x} accesses=16 arrived={arrived} {to}"
+            )
+        };
+        let at = run.said.iter().position(|line| line.contains("[rogue] @armed")).unwrap();
+        run.said.splice(at..at, [tried(16, TO), tried(0, "to=nowhere")]);
+        let mut lines = vec![success(ROGUE, IOVA, ROGUE_RAM + 0x5000)];
+        lines.extend(refused(ROGUE, IOVA, 16));
+        run.insert("F_TRANSLATION", 0, lines);
+        *run.rogue().faults.get_mut("F_TRANSLATION").unwrap() += 16;
+        run
+    }
+
+    #[test]
+    fn what_is_mapped_arrives_and_what_is_not_is_stopped() {
+        let run = run();
+        let verdict = run.judge();
+        assert_eq!(verdict.findings, [""; 0]);
+        let row = "00:02.0 edu  rogue   through its own SMMU        16       16  -";
+        assert!(verdict.table().contains(row), "{}", verdict.table());
+    }
+
+    #[test]
+    fn what_does_not_arrive_fails() {
+        let mut run = run();
+        run.say("arrived=16 to=0x40005000", "arrived=15 to=0x40005000");
+        run.fails(
+            "DMA of 00:02.0 edu to 0x12345000, which leads to To(40005000): 15 accesses arrived instead of 16",
+        );
+    }
+
+    #[test]
+    fn what_is_not_stopped_fails() {
+        let mut run = run();
+        run.say("arrived=0 to=nowhere", "arrived=0 to=0x40005000");
+        run.fails(
+            "DMA of 00:02.0 edu to 0x12345000, which leads to To(40005000): 0 accesses arrived instead of 16",
+        );
+        let mut run = super::translated::run();
+        run.say("arrived=16 to=0x40005000", "arrived=0 to=nowhere");
+        run.fails("QEMU stopped 16 accesses of 00:02.0 edu to 0x12345000, rogue expects 32");
+    }
+
+    #[test]
+    fn foreign_memory_is_not_reached_through_it() {
+        let mut run = run();
+        let foreign = format!("to={:#x}", RAM + 4 * crate::fixture::SIZE);
+        run.say(TO, &foreign);
+        let reason = run.judge().reason;
+        assert!(reason.ends_with("16 accesses arrived instead of 0"), "{reason}");
+    }
+
+    #[test]
+    fn a_stream_that_its_owner_closed_and_opened_is_not_late() {
+        let mut run = run();
+        // Closed by its owner before the refusals, and opened after them.
+        let first = format!("iova={IOVA:#x} (");
+        run.insert(&first, 0, publish(ROGUE));
+        run.insert("iova=0x40030000", 0, publish(ROGUE));
+        use StreamState::{Abort, Stage2, Watch};
+        let history =
+            [(Abort, 0), (Stage2, 1), (Abort, 2), (Stage2, 3), (Abort, 4), (Watch, 5), (Abort, 6)];
+        run.rogue().transitions = history.len() as u32;
+        run.rogue().history = history.map(|(state, cfgi)| Entered { state, cfgi }).to_vec();
+        for command in ["CFGI_STE", "SYNC"] {
+            *run.report.smmu[0].commands.get_mut(command).unwrap() += 2;
+        }
+        assert_eq!(run.judge().findings, [""; 0]);
+    }
+}
