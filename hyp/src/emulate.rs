@@ -3,10 +3,11 @@
 use arm_psci::ErrorCode;
 use platform::guest_map::{
     self, GICD, GICD_SIZE, GICR, GICR_STRIDE, PCI_ECAM, PCI_ECAM_SIZE, PCI_IO, PCI_IO_SIZE,
-    PCI_MEM32, PCI_MEM32_SIZE, PCI_MEM64, PCI_MEM64_SIZE, PL011, PL011_SIZE,
+    PCI_MEM32, PCI_MEM32_SIZE, PCI_MEM64, PCI_MEM64_SIZE, PL011, PL011_SIZE, SMMU, SMMU_SIZE,
 };
 use platform::report::Cause;
 use smmu::addr::Ipa;
+use smmu::guest::COMMAND_DOORBELL;
 
 use crate::arch::{idregs as hardware, sysreg, vcpu};
 use crate::exits::Reason;
@@ -18,6 +19,8 @@ use crate::syndrome::{Access, RegisterAccess, Trap};
 use crate::vgic::{Region, SgiRegister};
 use crate::vm::{Power, Vm};
 use crate::vpci::Target;
+use crate::vsmmu::{self, GuestSmmu};
+use crate::width::Width;
 use crate::{console, idregs, teardown};
 
 /// Answers the trap that `esr`, `far` and `hpfar` describe.
@@ -191,6 +194,8 @@ fn memory(running: &mut Running, ipa: Ipa, access: Access) -> Answer {
         gic_register(running, Region::Redistributor, offset, access);
     } else if let Some(offset) = within(ipa, PL011, PL011_SIZE) {
         uart_register(running, offset, access);
+    } else if let (Some(offset), Some(smmu)) = (within(ipa, SMMU, SMMU_SIZE), &running.vm.smmu) {
+        smmu_register(running, smmu, offset as u32, access);
     } else if let Some(offset) = within(ipa, PCI_ECAM, PCI_ECAM_SIZE) {
         config_register(running, offset, access);
     } else if PCI_WINDOWS.iter().any(|&(base, size)| within(ipa, base, size).is_some()) {
@@ -255,6 +260,19 @@ fn gic_register(running: &mut Running, region: Region, offset: u64, access: Acce
         let value = running.with_gic(|gic| gic.read(region, offset, access.width));
         set(running, access.register, access.extend(value));
     }
+}
+
+/// Reads find what stage 2 maps there, and do not come here.
+fn smmu_register(running: &mut Running, smmu: &GuestSmmu, offset: u32, access: Access) {
+    let doorbell = offset == COMMAND_DOORBELL;
+    running.vm.exits.count(if doorbell { Reason::SmmuCommands } else { Reason::Smmu });
+    let width = match access.width {
+        Width::Word => Some(vsmmu::Width::Word),
+        Width::Double => Some(vsmmu::Width::Double),
+        Width::Byte | Width::Half => None,
+    };
+    let value = get(running, access.register);
+    vsmmu::write(running, smmu, offset, width, value);
 }
 
 fn uart_register(running: &mut Running, offset: u64, access: Access) {

@@ -35,6 +35,10 @@ reasons! {
     PciConfig = "pci-config",
     /// A device register that is forwarded one access at a time.
     PciForward = "pci-forward",
+    /// A batch of commands for the guest's SMMU.
+    SmmuCommands = "smmu-commands",
+    /// Any other write to its SMMU's registers.
+    Smmu = "smmu",
     /// PSCI and other calls.
     Call = "call",
     /// A system register.

@@ -13,6 +13,7 @@ use spin::{Mutex, MutexGuard};
 use crate::arch::timer;
 use crate::mem::frames::TableFrames;
 use crate::mem::shared::SmmuHardware;
+use crate::{machine, vsmmu};
 
 /// Records taken from an event queue before its lock is given up.
 const EVENTS_AT_ONCE: u32 = 256;
@@ -27,6 +28,8 @@ pub type Driver = Smmu<'static, SmmuHardware>;
 
 /// One SMMU.
 pub struct Iommu {
+    /// Its place among the SMMUs.
+    number: u8,
     /// What the device tree says of it.
     pub facts: dt::Smmu,
     driver: Mutex<Driver>,
@@ -49,7 +52,7 @@ impl Iommu {
         // Each driver has its streams for ever.
         let streams = MutexGuard::leak(STREAMS[number].lock());
         let driver = Smmu::take_over(hardware, config, streams, &mut TableFrames)?;
-        Ok(Self { facts, driver: Mutex::new(driver) })
+        Ok(Self { number: number as u8, facts, driver: Mutex::new(driver) })
     }
 
     /// Where its registers are.
@@ -80,24 +83,38 @@ impl Iommu {
         self.lock().open_stage2(sid, binding)
     }
 
+    /// Takes some events, and tells the VMs whose they may be. Returns whether some are left.
+    fn drain(&self, driver: &mut Driver) -> Result<bool, HostError> {
+        let mut heard = 0_u32;
+        let drained = driver.drain_events(EVENTS_AT_ONCE, &mut |event, owner| {
+            log::debug!("{event:?} of {owner:?}");
+            let Some(VmIndex(owner)) = owner else { return };
+            let vm = machine::vms().nth(owner.into());
+            if let Some(smmu) = vm.and_then(|vm| vm.smmu.as_ref()) {
+                smmu.note(self.number, event);
+                heard |= 1 << owner;
+            }
+        })?;
+        if driver.streams().any(Stream::is_muted) {
+            timer::alarm(timer::now_us() + MUTED_AGAIN_US);
+        }
+        if driver.streams().any(Stream::has_untold) {
+            timer::alarm(timer::now_us() + TOLD_AFTER_US);
+        }
+        machine::vms().filter(|vm| heard >> vm.index.0 & 1 != 0).for_each(vsmmu::wake);
+        Ok(drained.more)
+    }
+
     /// Looks at the events and errors that are pending.
     fn service(&self) {
         loop {
             let mut driver = self.lock();
-            let drained = driver.drain_events(EVENTS_AT_ONCE, &mut |event, owner| {
-                log::debug!("{event:?} of {owner:?}");
-            });
+            let more = self.drain(&mut driver);
             let outcome = driver.service_gerror();
-            if driver.streams().any(Stream::is_muted) {
-                timer::alarm(timer::now_us() + MUTED_AGAIN_US);
-            }
-            if driver.streams().any(Stream::has_untold) {
-                timer::alarm(timer::now_us() + TOLD_AFTER_US);
-            }
             drop(driver);
-            match (drained, outcome) {
-                (Ok(drained), Ok(())) if drained.more => {}
-                (Ok(_), Ok(())) => return,
+            match (more, outcome) {
+                (Ok(true), Ok(())) => {}
+                (Ok(false), Ok(())) => return,
                 (Err(error), _) | (_, Err(error)) => panic!("{error}"),
             }
         }
@@ -149,5 +166,15 @@ impl Iommus {
     /// A failure of the hardware.
     pub fn watch_closed(&self, owner: VmIndex) -> Result<(), HostError> {
         self.0.iter().try_for_each(|iommu| iommu.lock().watch_closed(owner))
+    }
+
+    /// Takes a bounded number of the events that are there, if any.
+    pub fn collect(&self) {
+        for iommu in &self.0 {
+            let mut driver = iommu.lock();
+            if driver.has_events() {
+                iommu.drain(&mut driver).unwrap_or_else(|error| panic!("{error}"));
+            }
+        }
     }
 }

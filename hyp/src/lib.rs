@@ -14,6 +14,7 @@ pub mod console;
 pub mod emulate;
 pub mod exits;
 pub mod idregs;
+pub mod inbox;
 #[cfg(target_os = "none")]
 pub mod interrupts;
 #[cfg(target_os = "none")]
@@ -42,5 +43,7 @@ pub mod vgic;
 #[cfg(target_os = "none")]
 pub mod vm;
 pub mod vpci;
+#[cfg(target_os = "none")]
+pub mod vsmmu;
 pub mod vuart;
 pub mod width;

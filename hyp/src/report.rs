@@ -9,6 +9,7 @@ use platform::report::{
     Step, Stopped, Stream, StreamState, VmExits, VmMemory,
 };
 use smmu::addr::StreamId;
+use smmu::guest::Counters;
 use smmu::streams::State;
 use spin::Mutex;
 
@@ -136,8 +137,27 @@ fn state(state: State) -> StreamState {
     }
 }
 
+/// What the virtual SMMUs in front of `iommu` did, all VMs together. A VM behind several counts at each.
+fn guests_counters(iommu: &Iommu) -> Counters {
+    let behind = |vm: &&Vm| vm.functions.iter().any(|owned| owned.smmu == iommu.facts.phandle);
+    machine::vms().filter(behind).filter_map(|vm| vm.smmu.as_ref()).fold(
+        Counters::default(),
+        |sum, smmu| {
+            let one = smmu.counters();
+            Counters {
+                batches: sum.batches + one.batches,
+                forwarded: sum.forwarded + one.forwarded,
+                dropped: sum.dropped + one.dropped,
+                ..sum
+            }
+        },
+    )
+}
+
 fn send_iommu(out: &mut Sender, iommu: &Iommu) {
     let base = Hex(iommu.base().raw());
+    // Their locks come before the driver's.
+    let guests = guests_counters(iommu);
     let driver = iommu.lock();
     for stream in driver.streams() {
         let sid = stream.sid().0;
@@ -169,8 +189,12 @@ fn send_iommu(out: &mut Sender, iommu: &Iommu) {
         base,
         class: String::try_from(driver.class().name()).unwrap_or_default(),
         syncs: counters.syncs,
-        guest_batches: 0,
-        events: Events { drained: counters.drained, forwarded: 0, dropped: counters.dropped },
+        guest_batches: guests.batches,
+        events: Events {
+            drained: counters.drained,
+            forwarded: guests.forwarded,
+            dropped: counters.dropped + guests.dropped,
+        },
         gerror: counters.gerror,
     }));
     for (opcode, times) in driver.commands() {

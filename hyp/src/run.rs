@@ -8,7 +8,7 @@ use crate::exits::Reason;
 use crate::machine::take_attention;
 use crate::vgic::{ListRegisters, Vgic};
 use crate::vm::{Power, Vm};
-use crate::{emulate, interrupts, machine, teardown};
+use crate::{emulate, interrupts, machine, teardown, vsmmu};
 
 /// What an exit leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,7 @@ pub fn run() -> ! {
             if index == 0 {
                 teardown::advance(vm);
             }
+            vsmmu::attend_idle(vm);
         }
         // Whoever gives this CPU something to do kicks it afterwards, which ends the sleep or keeps it from beginning.
         sysreg::wfi();
@@ -76,6 +77,7 @@ impl Running {
     fn run(mut self) {
         let mut flow = Flow::Continue;
         while flow == Flow::Continue && !teardown::is_stopping(self.vm) {
+            vsmmu::attend(&mut self);
             if take_attention() || !self.entered {
                 self.load_interrupts();
             }
@@ -97,6 +99,8 @@ impl Running {
                 Flow::Continue
             }
             Exit::Synchronous { esr, far, hpfar } => emulate::trap(self, esr, far, hpfar),
+            // The guest tries again.
+            Exit::Stale => Flow::Continue,
             Exit::SystemError => {
                 self.vm.exits.count(Reason::SystemError);
                 log::warn!("{}: asynchronous external abort", self.vm.name());

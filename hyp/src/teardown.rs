@@ -124,13 +124,21 @@ fn quarantine(vm: &Vm, why: impl core::fmt::Display) {
     vm.stopping.store(true, Ordering::Release);
 }
 
-/// Closes the VM's streams, begins to watch them, and remembers it for the report.
+/// Closes the VM's streams, begins to watch them, and remembers it for the report. The SMMU that the guest sees is in its
+/// state after reset then, unless the guest itself is in the middle of disabling it.
 fn close(vm: &Vm, cause: Cause) -> Result<TeardownId, HostError> {
     let iommus = hypervisor().iommus;
+    // Held until it is reset: no CPU of the VM opens a stream by it meanwhile.
+    let smmu = vm.smmu.as_ref().map(|smmu| (smmu, smmu.lock()));
     let counter = pmu::start();
     let closed = iommus.close(vm.index, vm.vmid)?;
     let instructions = counter.map(|counter| counter.count());
     iommus.watch_closed(vm.index)?;
+    if let Some((smmu, mut state)) = smmu
+        && cause != Cause::SmmuDisable
+    {
+        smmu.reset(&mut state, true);
+    }
     note_armed(vm);
     let streams = closed.iter().map(smmu::teardown::Closed::streams).sum();
     Ok(note(vm, cause, streams, instructions))

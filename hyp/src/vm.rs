@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use heapless::Vec;
-use platform::bundle::{DmaAtBoot, MAX_FUNCTIONS, Reopen, Reset, VmConfig};
+use platform::bundle::{DmaAtBoot, MAX_FUNCTIONS, Reopen, Reset, Stage1, VmConfig};
 use platform::dt::Trigger;
 use platform::guest_map;
 use platform::pcie::Bdf;
@@ -29,6 +29,7 @@ use crate::pci::{self, Request, ResetPolicy, Scope};
 use crate::teardown::{Teardowns, tell_late};
 use crate::vgic::{self, PhysicalSpi, Vgic};
 use crate::vpci::{BarMap, MapFailed, Vpci, VpciError};
+use crate::vsmmu::{self, GuestSmmu, NoFrames};
 use crate::vuart::VirtualUart;
 
 /// Why a VM was not made.
@@ -40,6 +41,8 @@ pub enum VmError {
     Stage2(Stage2Error),
     /// An image does not fit its RAM.
     Image,
+    /// It is to have a stage 1 of its own, and the hardware cannot nest.
+    NoStage1,
     /// Its interrupts make no GIC.
     Gic(vgic::ConfigError),
     /// Its functions make no bus.
@@ -57,6 +60,9 @@ impl core::fmt::Display for VmError {
                 error.missing >> 10
             ),
             Self::Stage2(error) => write!(f, "{error}"),
+            Self::NoStage1 => f.write_str(
+                "stage1 = \"nested\", but its SMMU cannot nest stage 1 in stage 2: say \"none\", or leave it out",
+            ),
             Self::Image => f.write_str("an image does not fit its RAM"),
             Self::Pci(error) => write!(f, "{error}"),
             Self::Stream(error) => write!(f, "{error}"),
@@ -186,6 +192,8 @@ pub struct Vm {
     pub vgic: Mutex<Vgic<VmInterrupts>>,
     /// The shared interrupts that it owns.
     pub spis: Vec<PhysicalSpi, { vgic::MAX_PHYSICAL_SPIS }>,
+    /// The SMMU that it sees, if it sees one.
+    pub smmu: Option<GuestSmmu>,
     /// Its console.
     pub uart: Mutex<VirtualUart>,
     /// Its CPUs.
@@ -230,8 +238,17 @@ impl Vm {
         let ram = GuestRam::allocate(guest_map::RAM, config.memory).map_err(VmError::Memory)?;
         // The allocator left its links in it, and whoever was here before us anything.
         ram.scrub(|| ());
-        let space = build_space(&ram, format).map_err(VmError::Stage2)?;
         let vmid = Vmid(index as u16 + 1);
+        let smmu = match (config.stage1, vsmmu::features(&owned, iommus)) {
+            (Stage1::None, _) | (Stage1::Default, None) => None,
+            (Stage1::Nested, None) => return Err(VmError::NoStage1),
+            (Stage1::Nested | Stage1::Default, Some(features)) => {
+                let abort = config.dma_at_boot == DmaAtBoot::Abort;
+                let made = GuestSmmu::new(vmid, features, &owned, &pci, iommus, abort);
+                Some(made.map_err(|NoFrames| VmError::Stage2(Stage2Error::OutOfMemory))?)
+            }
+        };
+        let space = build_space(&ram, smmu.as_ref(), format).map_err(VmError::Stage2)?;
         let cpus: Vec<usize, MAX_CPUS> = config.cpus.iter().map(|&cpu| cpu as usize).collect();
         let vcpus = cpus.iter().map(|&cpu| Vcpu { cpu, power: Mutex::new(Power::Off) }).collect();
         let vgic = Vgic::new(
@@ -268,6 +285,7 @@ impl Vm {
             space: Mutex::new(space),
             vgic: Mutex::new(vgic),
             spis,
+            smmu,
             uart: Mutex::new(VirtualUart::default()),
             vcpus,
             life: Mutex::new(Life::default()),
@@ -324,10 +342,12 @@ impl Vm {
         }
     }
 
-    /// The guest switched bus mastering on for its function at `address`: whether the function may obey. If it may,
-    /// its stream is open afterwards.
+    /// The guest switched bus mastering on for its function at `address`: whether the function may obey. That may be
+    /// evidence on which its stream is opened (C5), unless the guest's SMMU is enabled and so decides about it.
     pub fn may_master(&self, address: Bdf) -> bool {
-        // Held until the stream is open: a close that begins meanwhile closes it again.
+        // Held until the stream is open: what the guest's SMMU decides meanwhile comes after it.
+        let smmu = self.smmu.as_ref().map(GuestSmmu::lock);
+        // Likewise: a close that begins meanwhile closes it again.
         let life = self.life.lock();
         if !life.may_open() {
             return false;
@@ -337,7 +357,9 @@ impl Vm {
         };
         let function = &self.functions[index];
         let past = &mut self.pasts.lock()[index];
+        let decided = smmu.as_ref().is_some_and(|smmu| smmu.is_enabled() || smmu.is_disabling());
         let evidence = match *past {
+            _ if decided => false,
             Past::Clean | Past::Silent => self.config.reopen == Reopen::Device,
             Past::Noisy | Past::Used => false,
         };
@@ -354,11 +376,12 @@ impl Vm {
                 }
             }
         }
-        let open = self.is_open(function);
-        if open {
+        // Where the guest has an SMMU, that may open the stream later, on better evidence.
+        let obeys = smmu.is_some() || self.is_open(function);
+        if obeys {
             *past = Past::Used;
         }
-        open
+        obeys
     }
 
     /// Whether the stream of one of its functions is open.
@@ -409,7 +432,11 @@ fn past_at_boot(bus: &PciBus, iommu: &Iommu, owned: &Owned) -> Past {
     if reset { Past::Clean } else { Past::Noisy }
 }
 
-fn build_space(ram: &GuestRam, format: Format) -> Result<Space, Stage2Error> {
+fn build_space(
+    ram: &GuestRam,
+    smmu: Option<&GuestSmmu>,
+    format: Format,
+) -> Result<Space, Stage2Error> {
     let (memory, mut frames) = (TableWords, TableFrames);
     let mut cpu = Stage2::new(format, &mut frames)?;
     let mut dma = Stage2::new(format, &mut frames)?;
@@ -421,5 +448,8 @@ fn build_space(ram: &GuestRam, format: Format) -> Result<Space, Stage2Error> {
     // Nothing but RAM lies in the GiB that RAM touches, so the devices' root can lead to the CPUs' tables.
     let shared = (end.raw() - guest_map::RAM.raw()).next_multiple_of(1 << 30);
     dma.share(&memory, &mut frames, &mut cpu, guest_map::RAM, shared)?;
+    for (ipa, pa) in smmu.into_iter().flat_map(|smmu| smmu.frames().map(guest_map::SMMU)) {
+        cpu.map(&memory, &mut frames, ipa, pa, PAGE_SIZE, Attributes::REGISTERS)?;
+    }
     Ok(Space { cpu, dma, tables_left: BAR_TABLES })
 }

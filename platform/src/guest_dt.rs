@@ -10,6 +10,9 @@ use crate::pcie::{Bdf, Pin};
 
 const GIC: u32 = 1;
 const CLOCK: u32 = 2;
+const SMMU: u32 = 3;
+/// How many requester IDs bus 0 has.
+const REQUESTERS: u32 = 0x100;
 /// How many slots of bus 0 have an entry each in the `interrupt-map`: after so many, the wiring repeats.
 const SWIZZLE_PERIOD: u8 = 4;
 
@@ -26,6 +29,8 @@ pub struct Guest<'a> {
     pub initrd: Option<(Ipa, u64)>,
     /// How the guest calls PSCI.
     pub conduit: Conduit,
+    /// Whether it sees an SMMU.
+    pub smmu: bool,
 }
 
 /// Writes a guest's device tree.
@@ -70,8 +75,11 @@ pub fn generate(guest: &Guest<'_>) -> Vec<u8> {
                 .with("clocks", Cells(vec![CLOCK, CLOCK]))
                 .with("clock-names", Strings(&["uartclk", "apb_pclk"])),
         )
-        .child(pcie())
+        .child(pcie(guest.smmu))
         .0;
+    if guest.smmu {
+        tree.root.add_child(smmu().0);
+    }
     tree.to_dtb()
 }
 
@@ -134,7 +142,20 @@ fn timer() -> Builder {
         .with("always-on", Cells(vec![]))
 }
 
-fn pcie() -> Builder {
+/// The SMMU of nested translation: coherent, with wired interrupts only.
+fn smmu() -> Builder {
+    let interrupts = [guest_map::SMMU_EVENTQ, guest_map::SMMU_CMDQ_SYNC, guest_map::SMMU_GERROR];
+    node(&unit("smmuv3", guest_map::SMMU))
+        .with("compatible", "arm,smmu-v3")
+        .with("reg", reg(&[(guest_map::SMMU, guest_map::SMMU_SIZE)]))
+        .with("interrupts", Cells(interrupts.into_iter().flat_map(specifier).collect()))
+        .with("interrupt-names", Strings(&["eventq", "cmdq-sync", "gerror"]))
+        .with("dma-coherent", Cells(vec![]))
+        .with("#iommu-cells", 1_u32)
+        .with("phandle", SMMU)
+}
+
+fn pcie(smmu: bool) -> Builder {
     let mut ranges = Vec::new();
     for (space, pci, cpu, size) in [
         (0x0100_0000, 0, guest_map::PCI_IO, guest_map::PCI_IO_SIZE),
@@ -150,7 +171,7 @@ fn pcie() -> Builder {
         map.extend([unit, 0, 0, pin as u32, GIC, 0, 0]);
         map.extend(specifier(guest_map::intx(device, pin)));
     }
-    node(&unit("pcie", guest_map::PCI_ECAM))
+    let bridge = node(&unit("pcie", guest_map::PCI_ECAM))
         .with("compatible", "pci-host-ecam-generic")
         .with("device_type", "pci")
         .with("reg", reg(&[(guest_map::PCI_ECAM, guest_map::PCI_ECAM_SIZE)]))
@@ -162,7 +183,12 @@ fn pcie() -> Builder {
         .with("#interrupt-cells", 1_u32)
         .with("ranges", Cells(ranges))
         .with("interrupt-map-mask", Cells(vec![slot(SWIZZLE_PERIOD - 1), 0, 0, 7]))
-        .with("interrupt-map", Cells(map))
+        .with("interrupt-map", Cells(map));
+    match smmu {
+        // A function's StreamID is its requester ID on bus 0.
+        true => bridge.with("iommu-map", Cells(vec![0, SMMU, 0, REQUESTERS])),
+        false => bridge,
+    }
 }
 
 /// Returns the first unit address cell of a slot on bus 0.
@@ -258,6 +284,7 @@ mod tests {
             bootargs: "console=ttyAMA0",
             initrd: Some((Ipa::new(0x4400_0000), 0x1234)),
             conduit: Conduit::Smc,
+            smmu: false,
         }
     }
 
@@ -338,6 +365,25 @@ mod tests {
         let blob = generate(&guest());
         assert_eq!(dt::discover(&blob).unwrap_err().problem, Problem::NoSmmu);
         assert!(node_at(&blob, "/intc").property("interrupts").is_none());
+    }
+
+    #[test]
+    fn a_nested_guest_sees_its_smmu_in_front_of_every_function_of_its_bus() {
+        let blob = generate(&Guest { smmu: true, ..guest() });
+        let mut tree = DeviceTree::from_fdt(&Fdt::new(&blob).unwrap());
+        let property = DeviceTreeProperty::new("interrupts", Cells(vec![1, 9, 4])).unwrap();
+        tree.find_node_mut("/intc@8000000").unwrap().add_property(property);
+        let machine = dt::discover(&tree.to_dtb()).unwrap();
+        let [smmu] = &machine.smmus[..] else { panic!("one SMMU") };
+        assert_eq!(smmu.range, range(guest_map::SMMU, guest_map::SMMU_SIZE));
+        assert_eq!(smmu.interrupts.eventq(), guest_map::SMMU_EVENTQ);
+        assert_eq!(smmu.interrupts.gerror(), guest_map::SMMU_GERROR);
+        assert!(node_at(&blob, "/smmuv3@9050000").property("dma-coherent").is_some());
+        for (device, function) in [(0, 0), (3, 1), (31, 7)] {
+            let bdf = Bdf::new(0, device, function).unwrap();
+            let sid = smmu::addr::StreamId(bdf.requester_id().into());
+            assert_eq!(machine.pcie[0].iommu_map.stream(bdf), Some((smmu.phandle, sid)));
+        }
     }
 
     #[test]

@@ -26,6 +26,19 @@ pub const PL011_INTERRUPT: Interrupt = Interrupt { intid: 33, trigger: Trigger::
 /// The frequency in Hz that the console's clock claims; baud rates mean nothing here.
 pub const PL011_CLOCK_HZ: u32 = 24_000_000;
 
+/// The SMMU's registers, where a VM sees one.
+pub const SMMU: Ipa = Ipa::new(0x0905_0000);
+/// Bytes of [`SMMU`]: two pages of 64 KiB.
+pub const SMMU_SIZE: u64 = 0x2_0000;
+/// The SMMU's event queue is no longer empty.
+pub const SMMU_EVENTQ: Interrupt = Interrupt { intid: 106, trigger: Trigger::Edge };
+/// A `CMD_SYNC` that asked for an interrupt is complete.
+pub const SMMU_CMDQ_SYNC: Interrupt = Interrupt { intid: 108, trigger: Trigger::Edge };
+/// The SMMU has a global error.
+pub const SMMU_GERROR: Interrupt = Interrupt { intid: 109, trigger: Trigger::Edge };
+/// Bits of a StreamID: the SMMU knows a function by its requester ID.
+pub const SMMU_SID_BITS: u8 = 16;
+
 /// The window for 32-bit PCI memory; PCI and CPU addresses are the same.
 pub const PCI_MEM32: Ipa = Ipa::new(0x1000_0000);
 /// Bytes of [`PCI_MEM32`].

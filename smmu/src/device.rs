@@ -8,6 +8,7 @@ use crate::caps::{Capabilities, Class, Refusal};
 use crate::cmd::{Command, Opcode};
 use crate::error::{HostError, Wait};
 use crate::event::Event;
+use crate::guest::Features;
 use crate::invalidate::Invalidation;
 use crate::plan::{Plan, Step};
 use crate::ports::{Frames, Hardware};
@@ -282,6 +283,11 @@ impl<'a, H: Hardware> Smmu<'a, H> {
         self.class
     }
 
+    /// What it offers a guest that is to have a stage 1 of its own, if it can nest.
+    pub fn nesting(&self) -> Option<Features> {
+        (self.class == Class::Nested).then(|| Features::of(&self.caps))
+    }
+
     /// What it says it can do.
     pub fn capabilities(&self) -> &Capabilities {
         &self.caps
@@ -513,6 +519,11 @@ impl<'a, H: Hardware> Smmu<'a, H> {
         // What arrived before the new CONS was written raises no interrupt any more (section 3.18).
         let more = self.events.pending(&self.hw) > 0;
         outcome.map(|()| Drained { records, more })
+    }
+
+    /// Whether [`Smmu::drain_events`] would find a record.
+    pub fn has_events(&self) -> bool {
+        self.events.pending(&self.hw) > 0
     }
 
     /// Looks at the global errors and acknowledges them. Lost events are only counted.

@@ -41,6 +41,8 @@ pub const MAX_GUEST_STREAMS: usize = 16;
 pub const MAX_SMMUS: usize = 8;
 /// The size in bytes of the register map, two pages of 64 KiB.
 pub const REGISTERS_SIZE: u64 = 0x2_0000;
+/// The offset of `CMDQ_PROD`: a write to it is what a batch of commands costs a guest.
+pub const COMMAND_DOORBELL: u32 = offset::CMDQ_PROD;
 /// Only the first so many bytes of each 64 KiB page ever differ from zero.
 pub const IMAGE_SIZE: u64 = 0x1000;
 
@@ -363,6 +365,11 @@ impl VirtualSmmu {
     /// close, but for what a write to `GBPA` asks for.
     pub fn is_enabled(&self) -> bool {
         self.registers.is_enabled()
+    }
+
+    /// Whether the guest cleared `CR0.SMMUEN` and waits for [`VirtualSmmu::disabled`].
+    pub fn is_disabling(&self) -> bool {
+        self.registers.is_disabling()
     }
 
     /// Takes the interrupts that are to be raised.

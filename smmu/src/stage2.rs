@@ -55,6 +55,9 @@ impl Attributes {
     /// Registers of a device.
     pub const DEVICE: Self =
         Self { read: true, write: true, execute: false, memory: MemoryType::Device };
+    /// Memory that reads as registers of a device; what is written has to be emulated.
+    pub const REGISTERS: Self =
+        Self { read: true, write: false, execute: false, memory: MemoryType::Device };
 }
 
 /// Where an address leads.

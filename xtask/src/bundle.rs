@@ -1,7 +1,7 @@
 //! The bundle: a VM's images laid out in its memory, its generated device tree, and the FIT image of all VMs.
 
 use anyhow::Result;
-use platform::bundle::{Image, VmConfig};
+use platform::bundle::{Image, Stage1, VmConfig};
 use platform::dt::Conduit;
 use platform::{guest_dt, guest_map};
 use smmu::addr::Ipa;
@@ -54,20 +54,27 @@ impl Payload {
     }
 }
 
-/// Writes the bundle of all VMs; `payloads` are theirs, in the same order.
+/// Writes the bundle of all VMs; `payloads` are theirs, in the same order. `nested` says whether the machine's SMMU
+/// has both stages, and so what the default is.
 ///
 /// # Errors
 ///
 /// If a VM does not hold together; what can be wrong in a user's input was refused before.
-pub fn write(vms: &[Owner], payloads: &[Payload]) -> Result<Vec<u8>> {
-    let trees: Vec<Vec<u8>> =
-        vms.iter().zip(payloads).map(|(owner, payload)| device_tree(owner, payload)).collect();
+pub fn write(vms: &[Owner], payloads: &[Payload], nested: bool) -> Result<Vec<u8>> {
+    let stage1 = |owner: &Owner| match (owner.vm.smmu.stage1, nested) {
+        (Stage1::Default, true) => Stage1::Nested,
+        (Stage1::Default, false) => Stage1::None,
+        (asked, _) => asked,
+    };
+    let tree = |(owner, payload)| device_tree(owner, payload, stage1(owner) == Stage1::Nested);
+    let trees: Vec<Vec<u8>> = vms.iter().zip(payloads).map(tree).collect();
     let configs = vms.iter().zip(payloads).zip(&trees);
-    let configs = configs.map(|((owner, payload), tree)| config(owner, payload, tree));
+    let configs =
+        configs.map(|((owner, payload), tree)| config(owner, payload, tree, stage1(owner)));
     Ok(platform::bundle::write(&configs.collect::<Result<Vec<_>>>()?)?)
 }
 
-fn device_tree(owner: &Owner, payload: &Payload) -> Vec<u8> {
+fn device_tree(owner: &Owner, payload: &Payload, smmu: bool) -> Vec<u8> {
     let initrd = payload.initrd_at().zip(payload.initrd.as_ref());
     guest_dt::generate(&guest_dt::Guest {
         memory: owner.vm.memory.value,
@@ -75,10 +82,16 @@ fn device_tree(owner: &Owner, payload: &Payload) -> Vec<u8> {
         bootargs: &payload.append,
         initrd: initrd.map(|(at, initrd)| (at, initrd.len() as u64)),
         conduit: Conduit::Smc,
+        smmu,
     })
 }
 
-fn config<'a>(owner: &Owner, payload: &'a Payload, tree: &'a [u8]) -> Result<VmConfig<'a>> {
+fn config<'a>(
+    owner: &Owner,
+    payload: &'a Payload,
+    tree: &'a [u8],
+    stage1: Stage1,
+) -> Result<VmConfig<'a>> {
     let room = |what: &str| anyhow::anyhow!("VM {} has too many {what}", owner.vm.name.value);
     let entry = Ipa::new(payload.kernel.load());
     let initrd = payload.initrd_at().zip(payload.initrd.as_deref());
@@ -91,7 +104,7 @@ fn config<'a>(owner: &Owner, payload: &'a Payload, tree: &'a [u8]) -> Result<VmC
         initrd: initrd.map(|(load, data)| Image { data, load }),
         device_tree: Image { data: tree, load: guest_map::DEVICE_TREE },
         on_exit: owner.vm.on_exit.value,
-        stage1: owner.vm.smmu.stage1,
+        stage1,
         dma_at_boot: owner.vm.smmu.dma_at_boot,
         on_crash_kexec: owner.vm.smmu.on_crash_kexec,
         reopen: owner.vm.smmu.reopen,
@@ -126,7 +139,7 @@ mod tests {
 
     #[test]
     fn the_hypervisor_reads_what_is_written() {
-        let bytes = write(&[owner(16 << 20)], &[payload(Some(vec![7; 5]))]).unwrap();
+        let bytes = write(&[owner(16 << 20)], &[payload(Some(vec![7; 5]))], true).unwrap();
         let bundle = Bundle::parse(&bytes).unwrap();
         let vm = &bundle.vms()[0];
         assert_eq!((vm.name.as_str(), &vm.cpus[..], vm.memory), ("a", &[2, 3][..], 16 << 20));
@@ -135,6 +148,24 @@ mod tests {
         assert_eq!(vm.initrd.as_ref().unwrap().load, Ipa::new(0x4060_0000));
         assert_eq!(vm.functions[0].address.to_string(), "00:02.0");
         assert_eq!(vm.device_tree.load, guest_map::RAM);
+    }
+
+    #[test]
+    fn a_vm_sees_an_smmu_where_the_hardware_nests_unless_its_manifest_says_otherwise() {
+        for (asked, nested, found) in [
+            (Stage1::Default, true, Stage1::Nested),
+            (Stage1::Default, false, Stage1::None),
+            (Stage1::None, true, Stage1::None),
+            (Stage1::Nested, false, Stage1::Nested),
+        ] {
+            let mut owner = owner(16 << 20);
+            owner.vm.smmu.stage1 = asked;
+            let bytes = write(&[owner], &[payload(None)], nested).unwrap();
+            let bundle = Bundle::parse(&bytes).unwrap();
+            let vm = &bundle.vms()[0];
+            let tree = String::from_utf8_lossy(vm.device_tree.data);
+            assert_eq!((vm.stage1, tree.contains("arm,smmu-v3")), (found, found == Stage1::Nested));
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
+use platform::bundle::Stage1;
 use smmu::addr::StreamId;
 use tempfile::TempDir;
 
@@ -61,7 +62,9 @@ pub fn prepare(request: &Request) -> Result<Prepared> {
     let catalog = Catalog::ask(&qemu)?;
     let stages = stages(request, &qemu)?;
     check_choices(request, &catalog)?;
+    let nested = matches!(stages, None | Some(Stages::Nested));
     let plan = plan::plan(request.vms.clone(), &request.devices, &catalog)?;
+    check_stage1(&plan, nested || request.native)?;
     let folder = tempfile::Builder::new()
         .prefix("portcullis-")
         .tempdir()
@@ -102,7 +105,8 @@ pub fn prepare(request: &Request) -> Result<Prepared> {
     } else {
         let hypervisor = image::build(Package::Hypervisor, &target, request.setup.quiet)?;
         let payloads: Vec<Payload> = loaded.iter().map(|one| one.payload.clone()).collect();
-        let bundle = write(folder.path(), "bundle.fit", &bundle::write(&plan.vms, &payloads)?)?;
+        let bundle =
+            write(folder.path(), "bundle.fit", &bundle::write(&plan.vms, &payloads, nested)?)?;
         let append =
             request.log_level.map(|level| format!("log={}", level.name())).unwrap_or_default();
         (Boot { kernel: hypervisor.flat.clone(), initrd: Some(bundle), append }, Some(hypervisor))
@@ -159,6 +163,19 @@ fn stages(request: &Request, qemu: &Qemu) -> Result<Option<Stages>> {
             );
             Ok(Some(Stages::Two))
         }
+    }
+}
+
+/// Refuses a VM that insists on a stage 1 where the SMMU cannot nest.
+fn check_stage1(plan: &Plan, nested: bool) -> Result<()> {
+    let insists = |owner: &&plan::Owner| owner.vm.smmu.stage1 == Stage1::Nested;
+    match plan.vms.iter().find(insists).filter(|_| !nested) {
+        None => Ok(()),
+        Some(owner) => Err(bad_input(format!(
+            "{}: VM {} has stage1 = \"nested\", but this machine's SMMU has one stage: leave it out, or use an SMMU \
+             with both",
+            owner.vm.name.origin, owner.vm.name.value
+        ))),
     }
 }
 

@@ -32,6 +32,8 @@ pub enum Exit {
         /// `HPFAR_EL2`.
         hpfar: u64,
     },
+    /// An instruction of the guest needed EL2, but the guest has changed the translation of its address since.
+    Stale,
     /// A physical interrupt is pending.
     Interrupt,
     /// A device answered an access of the guest with an asynchronous error.
@@ -48,14 +50,36 @@ pub fn enter(registers: &mut GuestRegisters) -> Exit {
     // callee-saved register and touches memory only at `registers` and on this stack.
     let kind = unsafe { enter_guest(registers) };
     match kind {
-        0 => Exit::Synchronous {
-            esr: sysreg::esr_el2(),
-            far: sysreg::far_el2(),
-            hpfar: sysreg::hpfar_el2(),
-        },
+        0 => {
+            let (esr, far) = (sysreg::esr_el2(), sysreg::far_el2());
+            match fault_page(esr, far) {
+                Some(hpfar) => Exit::Synchronous { esr, far, hpfar },
+                None => Exit::Stale,
+            }
+        }
         1 => Exit::Interrupt,
         _ => Exit::SystemError,
     }
+}
+
+read!(par_el1, "par_el1");
+write!(par_el1_write, "par_el1");
+
+/// The page of a stage-2 abort in the form of `HPFAR_EL2`, which itself is unknown after a permission fault unless that
+/// was a stage-1 walk's (Arm ARM, D19.2.61): then stage 1 is walked once more. `None` if it does not lead there any more.
+fn fault_page(esr: u64, far: u64) -> Option<u64> {
+    const STAGE1_WALK: u64 = 1 << 7;
+    const PERMISSION: u64 = 0b11;
+    let abort = matches!(esr >> 26 & 0x3f, 0x20 | 0x24);
+    if !abort || esr & STAGE1_WALK != 0 || esr >> 2 & 0xf != PERMISSION {
+        return Some(sysreg::hpfar_el2());
+    }
+    let guests = par_el1();
+    // SAFETY: a translation of the guest's own regime, which changes nothing but PAR_EL1.
+    unsafe { asm!("at s1e1r, {}", "isb", in(reg) far, options(nostack, preserves_flags)) };
+    let par = par_el1();
+    par_el1_write(guests);
+    (par & 1 == 0).then_some((par >> 12 & 0xff_ffff_ffff) << 4)
 }
 
 write!(hcr_el2, "hcr_el2");

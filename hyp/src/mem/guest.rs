@@ -1,7 +1,11 @@
 //! A VM's RAM: which frames it is made of, and EL2's hands in it.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use heapless::Vec;
 use smmu::addr::{Ipa, Pa};
+use smmu::guest::GuestMemory;
+pub use smmu::guest::OutsideRam;
 
 use crate::arch::cache;
 use crate::mem::frames::GUEST_RAM;
@@ -125,6 +129,43 @@ impl GuestRam {
     }
 }
 
-/// An address that is not in the VM's RAM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OutsideRam;
+impl GuestRam {
+    /// The word at `ipa`, which the VM's CPUs and devices may change at any moment. It is reached through EL2's caches:
+    /// a guest whose own are off cleans and invalidates, as for any coherent device.
+    fn word(&self, ipa: Ipa) -> Result<&AtomicU64, OutsideRam> {
+        let inside = |s: &&Segment| ipa >= s.ipa && ipa.raw() - s.ipa.raw() < s.size;
+        let segment = self.segments.iter().find(inside).filter(|_| ipa.is_aligned(8));
+        let segment = segment.ok_or(OutsideRam)?;
+        let pa = segment.pa.add(ipa.raw() - segment.ipa.raw());
+        // SAFETY: the word is aligned and inside a segment, whose size is a multiple of its own and which is mapped as
+        // Data for ever; while a CPU of the VM runs, EL2 reaches it only here, atomically.
+        Ok(unsafe { AtomicU64::from_ptr(pa.raw() as *mut u64) })
+    }
+
+    /// The words from `ipa` on.
+    fn words(
+        &self,
+        ipa: Ipa,
+        count: usize,
+    ) -> impl Iterator<Item = Result<&AtomicU64, OutsideRam>> {
+        (0..count as u64).map(move |index| self.word(ipa.checked_add(index * 8).ok_or(OutsideRam)?))
+    }
+}
+
+impl GuestMemory for GuestRam {
+    fn read(&self, ipa: Ipa, words: &mut [u64]) -> Result<(), OutsideRam> {
+        let count = words.len();
+        for (word, found) in words.iter_mut().zip(self.words(ipa, count)) {
+            *word = found?.load(Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn write(&self, ipa: Ipa, words: &[u64]) -> Result<(), OutsideRam> {
+        self.words(ipa, words.len()).try_for_each(|found| found.map(|_| ()))?;
+        for (word, found) in words.iter().zip(self.words(ipa, words.len())) {
+            found?.store(*word, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}

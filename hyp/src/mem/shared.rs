@@ -1,13 +1,14 @@
 //! The `smmu` crate's ports on the real machine.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use smmu::addr::Pa;
-use smmu::ports::{Clock, Memory, Registers};
+use smmu::addr::{Ipa, PAGE_SIZE, Pa};
+use smmu::guest::{IMAGE_SIZE, REGISTERS_SIZE, RegisterFrames};
+use smmu::ports::{Clock, Frames, Memory, Registers};
 
 use crate::arch::mmio::Window;
-use crate::arch::{sysreg, timer};
-use crate::mem::frames::TABLES;
+use crate::arch::{cache, sysreg, timer};
+use crate::mem::frames::{TABLES, TableFrames};
 
 /// Words in EL2's own frames that an SMMU or a table walker reads.
 #[derive(Clone, Copy, Debug)]
@@ -94,5 +95,56 @@ impl Memory for SmmuHardware {
 impl Clock for SmmuHardware {
     fn now_us(&self) -> u64 {
         timer::now_us()
+    }
+}
+
+/// The frames that a guest reads as the registers of its SMMU: one for each 64 KiB page, and one that stays empty.
+///
+/// Stage 2 gives them to the guest as read-only Device memory. EL2 writes them through its own, cacheable map and cleans
+/// each line to the point of coherency; nobody else ever writes them, so no other cache holds anything newer.
+#[derive(Debug)]
+pub struct RegisterPages {
+    frames: Pa,
+}
+
+/// The size of one of the two pages of an SMMU.
+const REGISTER_PAGE: u64 = 0x1_0000;
+
+impl RegisterPages {
+    const FRAMES: u64 = 4;
+
+    /// Takes the frames, empty, out of EL2's pool.
+    pub fn allocate() -> Option<Self> {
+        let size = Self::FRAMES * PAGE_SIZE;
+        let frames = TableFrames.allocate(size)?;
+        cache::clean_and_invalidate(frames, size);
+        Some(Self { frames })
+    }
+
+    /// Which frame is behind each 4 KiB of the register map at `base`.
+    pub fn map(&self, base: Ipa) -> impl Iterator<Item = (Ipa, Pa)> {
+        (0..REGISTERS_SIZE).step_by(PAGE_SIZE as usize).map(move |offset| {
+            let frame = match offset % REGISTER_PAGE < IMAGE_SIZE {
+                true => offset / REGISTER_PAGE,
+                false => REGISTERS_SIZE / REGISTER_PAGE,
+            };
+            (base.add(offset), self.frames.add(frame * PAGE_SIZE))
+        })
+    }
+}
+
+impl RegisterFrames for RegisterPages {
+    fn write32(&self, offset: u32, value: u32) {
+        let (page, within) = (u64::from(offset) / REGISTER_PAGE, u64::from(offset) % REGISTER_PAGE);
+        assert!(
+            u64::from(offset) < REGISTERS_SIZE && within < IMAGE_SIZE && within.is_multiple_of(4),
+            "{offset:#x} is no register"
+        );
+        let at = self.frames.add(page * PAGE_SIZE + within);
+        // SAFETY: aligned and inside frames that are ours for ever and mapped as Data; everybody reaches them atomically.
+        let register = unsafe { AtomicU32::from_ptr(at.raw() as *mut u32) };
+        sysreg::dsb_sy();
+        register.store(value, Ordering::Relaxed);
+        cache::clean(at, 4);
     }
 }

@@ -16,7 +16,7 @@ const VACANT: [u64; 19] = [
     0x0902_0000,    // fw_cfg
     0x0903_0000,    // GPIO
     0x0904_0000,    // second UART
-    0x0905_0000,    // SMMU
+    0x0905_0000,    // SMMU, unless the guest has one
     0x0906_00a8,    // its second page
     0x0a00_0000,    // virtio-mmio
     0x0c00_0000,    // platform bus
@@ -95,7 +95,10 @@ fn vacant(machine: &Machine) {
     let vacant = VACANT
         .into_iter()
         .chain([machine.ram.end, machine.redistributors.end, machine.uart + 0x1000])
-        .filter(|address| *address != machine.uart);
+        .filter(|address| *address != machine.uart)
+        .filter(|address| {
+            !machine.smmu.as_ref().is_some_and(|smmu| smmu.registers.contains(address))
+        });
     let plain: [odd::Access; 7] = [
         ("read-8", |address| _ = mem::read8(address)),
         ("read-16", |address| _ = mem::read16(address)),
