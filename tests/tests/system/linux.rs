@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use platform::report::Cause;
 use tests::run::qemu;
+use xtask::run::Outcome;
 
 use crate::Test;
 
@@ -26,8 +27,26 @@ fn boots(cpu: &str, cpus: &str, memory: &str) -> Result<()> {
     qemu(&["--linux", "--cpu", cpu, "--smp", cpus, "--memory", memory])?
         .passed()?
         .has_row("00:03.0 nvme linux")?
-        .has_row("00:04.0 virtio-blk linux")?;
+        .has_row("00:04.0 virtio-blk linux")?
+        .printed("[linux] @iommu 0000:00:03.0 type=DMA")?
+        .printed("[linux] @iommu 0000:00:04.0 type=DMA")?
+        .holds("a batch costs one exit and one CMD_SYNC", one_exit_and_one_sync_per_batch)?;
     Ok(())
+}
+
+/// Commands that a driver issues once, when it takes its SMMU over.
+const DRIVER_START: u64 = 8;
+
+/// What the driver did to both devices' memory cost one exit and one `CMD_SYNC` for each of its batches; EL2's own
+/// commands, at boot and for each change of a stream, are a few more.
+fn one_exit_and_one_sync_per_batch(outcome: &Outcome) -> bool {
+    let report = &outcome.verdict.report;
+    let (Some(vm), [smmu]) = (report.vm("linux"), &report.smmu[..]) else { return false };
+    let doorbells = vm.exits.by_reason.get("smmu-commands").copied().unwrap_or(0);
+    let own: u64 = report.streams.iter().map(|stream| 3 * u64::from(stream.transitions)).sum();
+    smmu.guest_batches > 1000
+        && doorbells <= smmu.guest_batches + DRIVER_START
+        && smmu.syncs <= smmu.guest_batches + DRIVER_START + own
 }
 
 fn stage_2_only() -> Result<()> {
