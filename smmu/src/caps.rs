@@ -388,4 +388,53 @@ mod tests {
         // Another implementer's product of the same number is another product.
         assert_eq!(changed(4, u32::MAX, 0x483 << 20 | 0x4e), Ok(Class::Nested));
     }
+
+    #[test]
+    fn every_refusal_says_what_to_do() {
+        for (refusal, parts) in [
+            (Refusal::NoStage2, ["IDR0.S2P=0", "virt-9.2"]),
+            (Refusal::NoAarch64Tables, ["IDR0.TTF[1]=0", "other hardware"]),
+            (Refusal::NotCoherent, ["IDR0.COHACC=0", "firmware"]),
+            (Refusal::NoLittleEndian, ["IDR0.TTENDIAN", "other hardware"]),
+            (Refusal::ForcedStall, ["IDR0.STALL_MODEL=2", "other hardware"]),
+            (Refusal::Preset, ["IDR1.TABLES_PRESET", "other hardware"]),
+            (Refusal::No4kGranule, ["IDR5.GRAN4K=0", "other hardware"]),
+            (Refusal::OutputSize { has: 36, needs: 40 }, ["share 36-bit", "need 40"]),
+            (Refusal::StreamIdSize { has: 8, needs: 16 }, ["takes 8-bit", "sends 16"]),
+            (Refusal::NoTwoLevelTable { needs: 16 }, ["for 16-bit", "iommu-map"]),
+            (Refusal::OutOfMemory, ["no memory left", "give EL2 more"]),
+            (HostError::ServiceFailure.into(), ["SMMU", "service failure"]),
+        ] {
+            let text = refusal.to_string();
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        }
+        assert_eq!((Class::Nested.name(), Class::Stage2.name()), ("nested", "stage2"));
+    }
+
+    #[test]
+    fn sizes_have_their_encodings() {
+        let bits = |oas: u32| {
+            let mut ids = QEMU_NESTED;
+            ids[3] = ids[3] & !7 | oas;
+            Capabilities::read(&Fake::new(ids)).output_bits()
+        };
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(bits), [32, 36, 40, 42, 44, 48, 52, 32]);
+        let queues = |field: u32| {
+            let mut ids = QEMU_NESTED;
+            ids[1] = field << 21 | (field + 1) << 16 | (field + 2);
+            let caps = Capabilities::read(&Fake::new(ids));
+            (caps.command_queue_log2(), caps.event_queue_log2(), caps.stream_id_bits())
+        };
+        assert_eq!(queues(7), (7, 8, 9));
+    }
+
+    #[test]
+    fn a_later_architecture_counts_as_the_last_known() {
+        let revision = |aidr: u32| {
+            let fake = Fake::new(QEMU_NESTED);
+            fake.set_register(0x1c, aidr);
+            Capabilities::read(&fake).revision()
+        };
+        assert_eq!([0, 1, 4, 0x10].map(revision), [0, 1, 4, u32::MAX]);
+    }
 }

@@ -109,3 +109,36 @@ impl fmt::Display for HostError {
 }
 
 impl core::error::Error for HostError {}
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn every_error_says_what_and_where() {
+        let refused = HostError::Command { error: 1, index: 7, words: [0x46, 0x1000] };
+        let sid = StreamId(0x10);
+        for (error, parts) in [
+            (HostError::Timeout(Wait::GbpaUpdate), ["GBPA.UPDATE", "cannot be proven closed"]),
+            (HostError::Timeout(Wait::Cr0Ack), ["CR0ACK", "cannot be proven closed"]),
+            (HostError::Timeout(Wait::IrqCtrlAck), ["IRQ_CTRLACK", "cannot be proven closed"]),
+            (HostError::Timeout(Wait::CommandSpace), ["room in the command queue", "proven"]),
+            (HostError::Timeout(Wait::Sync), ["CMD_SYNC", "cannot be proven closed"]),
+            (refused, ["error 1 for command 0x0000000000000046 0x0000000000001000", "at 0x7"]),
+            (HostError::ServiceFailure, ["service failure", "reset"]),
+            (HostError::OutOfMemory, ["level-2 stream table", "give EL2 more"]),
+            (HostError::UnknownStream(sid), ["0x10", "never attached"]),
+            (HostError::StreamOutOfRange(sid), ["0x10", "outside the stream table"]),
+            (HostError::TooManyStreams, ["more than 64", "assign fewer"]),
+            (HostError::Unowned(sid), ["0x10", "no owner"]),
+            (HostError::StreamOpen(sid), ["0x10", "close it first"]),
+            (HostError::Foreign(Opcode::CfgiAll), ["CMD_CFGI_ALL", "not the VM's"]),
+            (HostError::BadVmid(Vmid(255)), ["255", "cannot be a VM's"]),
+        ] {
+            let text = error.to_string();
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        }
+    }
+}

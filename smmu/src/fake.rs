@@ -284,7 +284,9 @@ impl Fake {
                 self.stes.borrow_mut().clear();
                 self.level1.borrow_mut().clear();
             }
-            0x10 => assert_eq!(self.register(0) >> 1 & 1, 1, "NH_ALL needs a stage 1"),
+            // CDs are not read here.
+            0x05 | 0x06 => {}
+            0x10..=0x13 => assert_eq!(self.register(0) >> 1 & 1, 1, "it needs a stage 1"),
             0x28 => self.tlb.borrow_mut().retain(|(tag, _), _| *tag != vmid),
             0x2a => {
                 let pages = match high >> 10 & 3 {

@@ -10,9 +10,11 @@ use crate::invalidate::Invalidation;
 use crate::ports::{Frames, Memory};
 use crate::teardown::Closed;
 
+mod change;
 mod descriptor;
 mod format;
 
+pub use change::{Between, Change, RULES};
 use descriptor::{Descriptor, Entry};
 pub use format::{Format, FormatError};
 
@@ -58,6 +60,33 @@ impl Attributes {
     /// Memory that reads as registers of a device; what is written has to be emulated.
     pub const REGISTERS: Self =
         Self { read: true, write: false, execute: false, memory: MemoryType::Device };
+}
+
+/// What may be done with memory, whatever kind it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Permissions {
+    /// Reads are allowed.
+    pub read: bool,
+    /// Writes are allowed.
+    pub write: bool,
+    /// Instruction fetches are allowed.
+    pub execute: bool,
+}
+
+/// A table that [`Stage2::merge`] took out.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "the table is still walked until its range is invalidated"]
+pub struct Merged {
+    /// What caches may still hold of it.
+    pub stale: Invalidation,
+    table: Pa,
+}
+
+impl Merged {
+    /// Gives the table back. The caller has invalidated [`Merged::stale`] on every CPU and SMMU, and waited (C3).
+    pub fn release(self, frames: &mut dyn Frames) {
+        frames.release(self.table, PAGE_SIZE);
+    }
 }
 
 /// Where an address leads.
@@ -184,7 +213,7 @@ impl Stage2 {
     /// SMMUs may still hold. The memory stays reachable until the caller has invalidated all of it.
     ///
     /// A block that is only partly in the range is split into smaller ones first. Where CPU or SMMU has
-    /// no break-before-make level 2 (section 3.21.1.1), the caller stops what uses such a block before.
+    /// no break-before-make level 2 ([`Change::Split`]), the caller stops what uses such a block before.
     ///
     /// # Errors
     ///
@@ -196,6 +225,78 @@ impl Stage2 {
         frames: &mut dyn Frames,
         ipa: Ipa,
         size: u64,
+    ) -> Result<Invalidation, Stage2Error> {
+        self.replace(memory, frames, (ipa, size), |_, _, _| Descriptor::INVALID)
+    }
+
+    /// Changes what may be done with `size` bytes at `ipa` wherever something is mapped, publishes, and returns what
+    /// the caches of CPUs and SMMUs may still hold: what was allowed before may be done until the caller has
+    /// invalidated all of it.
+    ///
+    /// Blocks are split as by [`Stage2::unmap`], under the same condition.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stage2::unmap`].
+    pub fn protect<M: Memory>(
+        &mut self,
+        memory: &M,
+        frames: &mut dyn Frames,
+        ipa: Ipa,
+        size: u64,
+        permissions: Permissions,
+    ) -> Result<Invalidation, Stage2Error> {
+        let format = self.format;
+        let Permissions { read, write, execute } = permissions;
+        self.replace(memory, frames, (ipa, size), |level, pa, attributes| {
+            Descriptor::leaf(format, level, pa, Attributes { read, write, execute, ..attributes })
+        })
+    }
+
+    /// Puts one block in place of the lowest table that maps `ipa`, if all its entries lead on to each other and are
+    /// alike, and publishes. `None` if not, if nothing is mapped there or only by a block, if the table belongs to
+    /// another root, or where the old entry has to be broken first ([`Change::Merge`] at `bbm_level`).
+    pub fn merge<M: Memory>(&mut self, memory: &M, ipa: Ipa, bbm_level: u8) -> Option<Merged> {
+        if ipa.raw() >> self.format.ipa_bits() != 0
+            || Change::Merge.between(bbm_level) == Between::BreakFirst
+        {
+            return None;
+        }
+        let mut parent = None;
+        let mut slot = self.root_slot(ipa.raw());
+        while let Entry::Table { at, borrowed } = slot.read(memory) {
+            if borrowed {
+                return None;
+            }
+            parent = Some((slot, at));
+            slot = Slot::in_table(at, slot.level + 1, ipa.raw());
+        }
+        let (parent, table) = parent?;
+        let level = slot.level;
+        let first = Slot { at: table, level };
+        let Entry::Leaf { pa, attributes } = first.read(memory) else { return None };
+        let alike = (0..ENTRIES).all(|index| {
+            let wanted = Entry::Leaf { pa: pa.add(index * span(level)), attributes };
+            Slot { at: table.add(index * 8), level }.read(memory) == wanted
+        });
+        // The 4 KiB granule has no level-0 blocks.
+        if !alike || parent.level == 0 || !pa.is_aligned(span(parent.level)) {
+            return None;
+        }
+        let block = Descriptor::leaf(self.format, parent.level, pa, attributes);
+        memory.store(parent.at, block.0);
+        memory.publish();
+        let start = ipa.align_down(span(parent.level));
+        Some(Merged { stale: Invalidation::range(start, span(parent.level)), table })
+    }
+
+    /// Stores what `new` makes of each leaf in the range, from its level, address and attributes.
+    fn replace<M: Memory>(
+        &mut self,
+        memory: &M,
+        frames: &mut dyn Frames,
+        (ipa, size): (Ipa, u64),
+        new: impl Fn(u8, Pa, Attributes) -> Descriptor,
     ) -> Result<Invalidation, Stage2Error> {
         let end = self.checked_end(ipa, size)?;
         self.walk(memory, ipa.raw(), end, |at, slot| match slot.read(memory) {
@@ -209,10 +310,10 @@ impl Stage2 {
             loop {
                 match slot.read(memory) {
                     Entry::Invalid => break,
-                    Entry::Leaf { .. }
+                    Entry::Leaf { pa, attributes }
                         if at.is_multiple_of(span(slot.level)) && end - at >= span(slot.level) =>
                     {
-                        memory.store(slot.at, Descriptor::INVALID.0);
+                        memory.store(slot.at, new(slot.level, pa, attributes).0);
                         break;
                     }
                     Entry::Leaf { pa, attributes } => {

@@ -5,9 +5,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::coverage;
 use crate::image::{self, Package};
 use crate::setup::{self, Missing, Target};
 use crate::suite::{self, Scope, Tally};
+use crate::tool;
+use crate::unsafety;
 use crate::workspace;
 
 /// The most bytes of code in the hypervisor's image. The goal is 160 KiB; until it is reached this only falls.
@@ -33,8 +36,10 @@ pub fn run(options: &setup::Options) -> Result<Tally> {
     doc.env("RUSTDOCFLAGS", "-D warnings");
     steps.command("doc", doc);
     steps.step("unused dependencies", || machete(options));
+    steps.step("unsafe code", unsafety::check);
     steps.step("sizes", || sizes(&target, options));
     let tests = suite::run(Scope::All, None, options)?;
+    steps.step("line coverage of smmu", coverage::run);
     steps.step("Miri", miri);
     steps.tally.add(tests);
     println!();
@@ -99,21 +104,9 @@ fn sizes(target: &Target, options: &setup::Options) -> Result<bool> {
     Ok(hypervisor.text <= IMAGE_TEXT && hypervisor.smmu_text <= SMMU_TEXT)
 }
 
-/// Looks for dependencies that nothing uses; the tool is built once into the cache folder.
+/// Looks for dependencies that nothing uses.
 fn machete(options: &setup::Options) -> Result<bool> {
-    let tools = setup::cache_folder(options)?.join("tools");
-    let machete = tools.join("bin/cargo-machete");
-    if !machete.is_file() {
-        let mut install = cargo(&["install", "cargo-machete", "--locked", "--root"]);
-        if !run_command(install.arg(&tools))? {
-            return Err(Missing {
-                what: "cargo-machete".into(),
-                why: "cargo could not install it".into(),
-                how: "see cargo's messages above; it needs the crates registry".into(),
-            }
-            .into());
-        }
-    }
+    let machete = tool::subcommand("cargo-machete", options)?;
     // With CARGO in its environment it would take its first argument for the name of a cargo command.
     run_command(Command::new(machete).env_remove("CARGO").current_dir(workspace::root()))
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{Cli, Command as Subcommand};
 use crate::exit::{Exit, bad_input};
+use crate::mutants;
 use crate::request::Request;
 use crate::run;
 use crate::setup;
@@ -25,6 +26,8 @@ type Soak = (&'static str, fn() -> Vec<String>);
 
 /// Every soak.
 const SOAKS: &[Soak] = &[("linux", linux)];
+/// The one soak whose cases are no runs.
+const MUTANTS: &str = "mutants";
 /// Seconds until a case that hangs is given up.
 const TIMEOUT: &str = "900";
 const PASSED: &str = "pass";
@@ -68,8 +71,9 @@ struct Results {
 pub fn run(name: Option<&str>, options: &setup::Options) -> Result<Tally> {
     let chosen: Vec<&Soak> =
         SOAKS.iter().filter(|(soak, _)| name.is_none_or(|name| name == *soak)).collect();
-    if chosen.is_empty() {
-        let known: Vec<&str> = SOAKS.iter().map(|(name, _)| *name).collect();
+    let with_mutants = name.is_none_or(|name| name == MUTANTS);
+    if chosen.is_empty() && !with_mutants {
+        let known: Vec<&str> = SOAKS.iter().map(|(name, _)| *name).chain([MUTANTS]).collect();
         return Err(bad_input(format!(
             "there is no soak named `{}`: there is {}",
             name.unwrap_or_default(),
@@ -79,6 +83,9 @@ pub fn run(name: Option<&str>, options: &setup::Options) -> Result<Tally> {
     let mut tally = Tally::default();
     for (name, cases) in chosen {
         tally.add(soak(name, &cases(), options)?);
+    }
+    if with_mutants {
+        tally.add(mutants::run(options)?);
     }
     Ok(tally)
 }

@@ -9,6 +9,8 @@ use crate::fake::{Fake, FakeFrames, Fault, Outcome, QEMU_NESTED, QEMU_STAGE1, QE
 use crate::stage2::Attributes;
 use crate::streams::{Stopped, Transition};
 
+mod configure;
+
 const DEVICE: StreamId = StreamId(0x10);
 const OTHER: StreamId = StreamId(0x318);
 const VM: VmIndex = VmIndex(0);

@@ -235,6 +235,97 @@ fn only_whole_gigabytes_of_one_format_are_shared() {
 enum Change {
     Map { page: u64, to: u64, count: u64, attributes: Attributes },
     Unmap { page: u64, count: u64 },
+    Protect { page: u64, count: u64, permissions: Permissions },
+    Merge { page: u64 },
+}
+
+#[test]
+fn every_change_has_its_rule() {
+    use super::change::Change as Kind;
+    use Between::{BreakFirst, InvalidateAfter, Nothing};
+    // Arm ARM D8.16.1: break-before-make for the output address, the memory type and the size of a block; the size
+    // alone is exempt with FEAT_BBM level 2.
+    for (change, old, new) in [
+        (Kind::Make, Nothing, Nothing),
+        (Kind::Remove, InvalidateAfter, InvalidateAfter),
+        (Kind::Protect, InvalidateAfter, InvalidateAfter),
+        (Kind::Retype, BreakFirst, BreakFirst),
+        (Kind::Move, BreakFirst, BreakFirst),
+        (Kind::Split, BreakFirst, InvalidateAfter),
+        (Kind::Merge, BreakFirst, InvalidateAfter),
+    ] {
+        let by_level = [0, 1, 2, 3].map(|level| change.between(level));
+        assert_eq!(by_level, [old, old, new, new], "{change:?}");
+        assert_eq!(RULES.iter().filter(|rule| rule.0 == change).count(), 1);
+    }
+}
+
+#[test]
+fn a_protected_page_splits_its_block_and_a_merge_joins_it_again() {
+    let mut machine = Machine::new(format40());
+    machine.map(GIB, 4 * GIB, GIB, Attributes::RAM).unwrap();
+    let read_only = Permissions { read: true, write: false, execute: false };
+    let page = Ipa::new(GIB + 6 * MIB + 0x3000);
+    let Machine { memory, frames, tables } = &mut machine;
+    let stale = tables.protect(memory, frames, page, 4096, read_only).unwrap();
+    assert_eq!(stale, Invalidation::range(page, 4096));
+    let found = tables.translate(memory, page).unwrap();
+    assert_eq!((found.pa, found.contiguous), (Pa::new(4 * GIB + 6 * MIB + 0x3000), 4096));
+    let expected = Attributes { write: false, execute: false, ..Attributes::RAM };
+    assert_eq!(found.attributes, expected);
+    let neighbour = tables.translate(memory, page.add(4096)).unwrap();
+    assert_eq!(neighbour.attributes, Attributes::RAM);
+    // One page differs: nothing to merge. Alike again: 2 MiB, then the GiB.
+    assert_eq!(tables.merge(memory, page, 2), None);
+    let all = Permissions { read: true, write: true, execute: true };
+    let _ = tables.protect(memory, frames, page, 4096, all).unwrap();
+    assert_eq!(tables.merge(memory, page, 1), None);
+    let live = frames.live.len();
+    let merged = tables.merge(memory, page, 2).unwrap();
+    assert_eq!(merged.stale, Invalidation::range(Ipa::new(GIB + 6 * MIB), 2 * MIB));
+    // It is still walked until its invalidation.
+    assert_eq!(frames.live.len(), live);
+    merged.release(frames);
+    let merged = tables.merge(memory, page, 2).unwrap();
+    assert_eq!(merged.stale, Invalidation::range(Ipa::new(GIB), GIB));
+    merged.release(frames);
+    assert_eq!((frames.live.len(), tables.merge(memory, page, 2)), (1, None));
+    let found = tables.translate(memory, page).unwrap();
+    assert_eq!(found.contiguous, GIB - 6 * MIB - 0x3000);
+}
+
+#[test]
+fn what_cannot_be_one_block_is_not_merged() {
+    let mut machine = Machine::new(Format::new(44, 44, false).unwrap());
+    // 512 pages that do not begin at 2 MiB, and 511 that do.
+    machine.map(2 * MIB, GIB + 4096, 2 * MIB, Attributes::RAM).unwrap();
+    machine.map(4 * MIB, GIB, 2 * MIB - 4096, Attributes::RAM).unwrap();
+    // A whole table of GiB blocks under a level-0 entry.
+    machine.map(1 << 39, 0, 1 << 39, Attributes::RAM).unwrap();
+    let Machine { memory, tables, .. } = &mut machine;
+    for at in [2 * MIB, 4 * MIB, 1 << 39, 1 << 43, 1 << 44] {
+        assert_eq!(tables.merge(memory, Ipa::new(at), 2), None, "{at:#x}");
+    }
+}
+
+#[test]
+fn leaves_have_all_three_sizes_for_every_input_size() {
+    for bits in [40, 43, 44, 48] {
+        let mut machine = Machine::new(Format::new(bits, 48, false).unwrap());
+        // 2 GiB, 2 MiB and 4 KiB, the last of them at the end of the address space: with 40 to 43 bits in the last of
+        // the concatenated root tables.
+        let top = 1 << bits;
+        for (ipa, size) in [(top - 2 * GIB, GIB), (top - GIB, 2 * MIB), (top - 4096, 4096)] {
+            machine.map(ipa, 0x40_0000_0000 | ipa & (4 * GIB - 1), size, Attributes::RAM).unwrap();
+            let found = machine.translate(ipa).unwrap();
+            assert_eq!(
+                (found.pa.raw(), found.contiguous),
+                (0x40_0000_0000 | ipa & (4 * GIB - 1), size)
+            );
+            assert_eq!(machine.translate(ipa + size - 1).unwrap().contiguous, 1);
+        }
+        assert_eq!(machine.translate(top), None);
+    }
 }
 
 /// Places and sizes around those of blocks, where mistakes live.
@@ -261,6 +352,8 @@ fn change() -> impl Strategy<Value = Change> {
             memory: if device { MemoryType::Device } else { MemoryType::Normal },
         },
     );
+    let permissions = (any::<bool>(), any::<bool>(), any::<bool>())
+        .prop_map(|(read, write, execute)| Permissions { read, write, execute });
     prop_oneof![
         (mapping(), attributes).prop_map(|((page, to, count), attributes)| Change::Map {
             page,
@@ -269,6 +362,12 @@ fn change() -> impl Strategy<Value = Change> {
             attributes
         }),
         (places(), places()).prop_map(|(page, count)| Change::Unmap { page, count }),
+        (places(), places(), permissions).prop_map(|(page, count, permissions)| Change::Protect {
+            page,
+            count,
+            permissions
+        }),
+        places().prop_map(|page| Change::Merge { page }),
     ]
 }
 
@@ -305,6 +404,18 @@ impl Reference {
                 self.0.insert(start, (last - start, to + start - first, attributes));
             }
         }
+    }
+
+    fn protect(&mut self, page: u64, count: u64, permissions: Permissions) {
+        let Permissions { read, write, execute } = permissions;
+        let parts = self.0.iter().filter_map(|(first, (length, to, attributes))| {
+            let (start, end) = (page.max(*first), (page + count).min(first + length));
+            let attributes = Attributes { read, write, execute, ..*attributes };
+            (start < end).then(|| (start, (end - start, to + start - first, attributes)))
+        });
+        let parts: Vec<_> = parts.collect();
+        self.unmap(page, count);
+        self.0.extend(parts);
     }
 
     /// Pages at which something begins or ends, and their neighbours.
@@ -346,6 +457,23 @@ proptest! {
                     let stale = machine.unmap(page << 12, count << 12).unwrap();
                     prop_assert_eq!(stale, Invalidation::range(Ipa::new(page << 12), count << 12));
                     reference.unmap(page, count);
+                }
+                Change::Protect { page, count, permissions } => {
+                    let range = (Ipa::new(page << 12), count << 12);
+                    let Machine { memory, frames, tables } = &mut machine;
+                    let result = tables.protect(memory, frames, range.0, range.1, permissions);
+                    if count == 0 {
+                        prop_assert_eq!(result, Err(Stage2Error::OutOfRange));
+                    } else {
+                        prop_assert_eq!(result, Ok(Invalidation::range(range.0, range.1)));
+                        reference.protect(page, count, permissions);
+                    }
+                }
+                Change::Merge { page } => {
+                    let Machine { memory, frames, tables } = &mut machine;
+                    if let Some(merged) = tables.merge(memory, Ipa::new(page << 12), 2) {
+                        merged.release(frames);
+                    }
                 }
             }
             for page in reference.edges().into_iter().chain(probes.iter().copied()) {

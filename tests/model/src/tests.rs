@@ -9,6 +9,7 @@ mod guest;
 mod positions;
 mod properties;
 mod stage2;
+mod teardown;
 mod translation;
 
 use proptest::prelude::*;

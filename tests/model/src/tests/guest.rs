@@ -21,26 +21,26 @@ use crate::host::{CONTEXT, Host, RAM};
 use crate::machine::{Machine, Outcome, Transaction};
 use crate::profile::Profile;
 
-const CR0: u32 = 0x20;
-const CR0ACK: u32 = 0x24;
-const GBPA: u32 = 0x44;
+pub(super) const CR0: u32 = 0x20;
+pub(super) const CR0ACK: u32 = 0x24;
+pub(super) const GBPA: u32 = 0x44;
 const CMDQ_PROD: u32 = 0x98;
 const CMDQ_CONS: u32 = 0x9c;
 const EVENTQ_PROD: u32 = 0x1_00a8;
 const EVENTQ_CONS: u32 = 0x1_00ac;
 /// SMMUEN, EVENTQEN, CMDQEN.
-const ON: u32 = 0b1101;
+pub(super) const ON: u32 = 0b1101;
 
 const COMMANDS: u64 = RAM + 0x10_0000;
 const EVENTS: u64 = RAM + 0x11_0000;
 const TABLE: u64 = RAM + 0x12_0000;
 /// The guest's StreamIDs, and what they are.
-const MAPS: [(u32, u32); 2] = [(0x08, 1), (0x10, 2)];
+pub(super) const MAPS: [(u32, u32); 2] = [(0x08, 1), (0x10, 2)];
 /// V=1, Config=0b101, S1ContextPtr; write-back, inner shareable.
-const STAGE1: [u64; 2] = [CONTEXT | 0b1011, 1 << 2 | 1 << 4 | 3 << 6];
-const BYPASS: [u64; 2] = [0b1001, 0];
+pub(super) const STAGE1: [u64; 2] = [CONTEXT | 0b1011, 1 << 2 | 1 << 4 | 3 << 6];
+pub(super) const BYPASS: [u64; 2] = [0b1001, 0];
 /// The address at which the guest's stage 1 maps one page, and what is there.
-const MAPPED: u64 = 2 << 30;
+pub(super) const MAPPED: u64 = 2 << 30;
 const BEHIND: u64 = 0x3000;
 
 /// What of the guest's memory its virtual SMMU reads and writes; stage 1 is in the machine's.
@@ -49,6 +49,9 @@ struct Structures(RefCell<HashMap<u64, u64>>);
 
 impl GuestMemory for Structures {
     fn read(&self, ipa: Ipa, words: &mut [u64]) -> Result<(), OutsideRam> {
+        if !(RAM..RAM + (4 << 20)).contains(&ipa.raw()) {
+            return Err(OutsideRam);
+        }
         for (index, word) in words.iter_mut().enumerate() {
             let at = ipa.raw() + 8 * index as u64;
             *word = self.0.borrow().get(&at).copied().unwrap_or(0);
@@ -77,6 +80,7 @@ impl RegisterFrames for Image {
 struct Judged<'a, 'h> {
     host: &'a mut Host<'h, &'h Machine>,
     machine: &'h Machine,
+    relayed: &'a RefCell<Vec<Command>>,
 }
 
 impl<'h> Judged<'_, 'h> {
@@ -98,6 +102,7 @@ impl Physical for Judged<'_, '_> {
     }
 
     fn relay(&mut self, smmu: u8, command: Command) -> Result<(), HostError> {
+        self.relayed.borrow_mut().push(command);
         self.locked().relay(smmu, command)
     }
 
@@ -107,16 +112,18 @@ impl Physical for Judged<'_, '_> {
 }
 
 /// A guest's driver.
-struct Guest<'h> {
-    host: Host<'h, &'h Machine>,
-    machine: &'h Machine,
+pub(super) struct Guest<'h> {
+    pub(super) host: Host<'h, &'h Machine>,
+    pub(super) machine: &'h Machine,
     smmu: VirtualSmmu,
     memory: Structures,
     image: Image,
+    /// What its virtual SMMU handed down.
+    pub(super) relayed: RefCell<Vec<Command>>,
 }
 
 impl<'h> Guest<'h> {
-    fn new(machine: &'h Machine, streams: &'h mut Streams) -> Self {
+    pub(super) fn new(machine: &'h Machine, streams: &'h mut Streams) -> Self {
         let mut host = Host::start(machine, machine, streams, 6).unwrap();
         for (_, phys) in MAPS {
             assert!(host.claim(phys, 0).unwrap());
@@ -135,7 +142,8 @@ impl<'h> Guest<'h> {
         };
         let smmu = VirtualSmmu::new(&config);
         let (memory, image) = (Structures::default(), Image::default());
-        let mut guest = Self { host, machine, smmu, memory, image };
+        let relayed = RefCell::default();
+        let mut guest = Self { host, machine, smmu, memory, image, relayed };
         guest.smmu.reset(true, &guest.image);
         for (offset, value) in
             [(0x2c, 0b10), (0x80, TABLE), (0x90, COMMANDS | 8), (0xa0, EVENTS | 8)]
@@ -148,31 +156,64 @@ impl<'h> Guest<'h> {
     }
 
     fn write(&mut self, offset: u32, width: Width, value: u64) -> Work {
-        let mut judged = Judged { host: &mut self.host, machine: self.machine };
-        let mut ports = Ports { memory: &self.memory, frames: &self.image, physical: &mut judged };
-        self.smmu.write(&mut ports, offset, width, value).unwrap()
+        self.with_ports(|smmu, ports| smmu.write(ports, offset, width, value))
     }
 
-    fn set(&mut self, offset: u32, value: u32) {
+    pub(super) fn set(&mut self, offset: u32, value: u32) {
         assert_eq!(self.write(offset, Width::Word, value.into()), Work::Done);
     }
 
-    fn read(&self, offset: u32) -> u32 {
+    pub(super) fn read(&self, offset: u32) -> u32 {
         self.image.0.borrow().get(&offset).copied().unwrap_or(0)
     }
 
-    fn ste(&self, virt: u32, [word0, word1]: [u64; 2]) {
+    pub(super) fn ste(&self, virt: u32, [word0, word1]: [u64; 2]) {
         self.memory.write(Ipa::new(TABLE + 64 * u64::from(virt)), &[word0, word1]).unwrap();
     }
 
-    fn issue(&mut self, commands: &[[u64; 2]]) {
+    pub(super) fn issue(&mut self, commands: &[[u64; 2]]) {
+        self.try_issue(commands);
+        assert_eq!(self.read(CMDQ_CONS), self.read(CMDQ_PROD));
+    }
+
+    /// Issues commands that may stay in the queue.
+    pub(super) fn try_issue(&mut self, commands: &[[u64; 2]]) {
         let mut prod = self.read(CMDQ_PROD);
         for command in commands {
             self.memory.write(Ipa::new(COMMANDS + 16 * u64::from(prod & 0xff)), command).unwrap();
             prod = (prod + 1) & 0x1ff;
         }
-        self.set(CMDQ_PROD, prod);
-        assert_eq!(self.read(CMDQ_CONS), prod);
+        self.try_write(CMDQ_PROD, prod);
+    }
+
+    /// Writes a register, whatever is left to do then.
+    pub(super) fn try_write(&mut self, offset: u32, value: u32) {
+        let _ = self.write(offset, Width::Word, value.into());
+    }
+
+    /// Puts its command queue outside its RAM. The queue is disabled.
+    pub(super) fn lose_queue(&mut self) {
+        assert_eq!(self.write(0x90, Width::Double, 0x0900_0008), Work::Done);
+    }
+
+    /// EL2 goes on with its command queue.
+    pub(super) fn resume(&mut self) {
+        let _ = self.with_ports(VirtualSmmu::resume);
+    }
+
+    /// EL2 acknowledges that it is disabled.
+    pub(super) fn acknowledge(&mut self) {
+        let _ = self.with_ports(VirtualSmmu::disabled);
+    }
+
+    fn with_ports(
+        &mut self,
+        call: impl FnOnce(&mut VirtualSmmu, &mut Ports<'_>) -> Result<Work, HostError>,
+    ) -> Work {
+        let mut judged =
+            Judged { host: &mut self.host, machine: self.machine, relayed: &self.relayed };
+        let mut ports = Ports { memory: &self.memory, frames: &self.image, physical: &mut judged };
+        call(&mut self.smmu, &mut ports).unwrap()
     }
 
     /// Changes an STE as a driver does.
@@ -188,12 +229,10 @@ impl<'h> Guest<'h> {
         for (_, phys) in MAPS {
             self.host.smmu.watch(StreamId(phys)).unwrap();
         }
-        let mut judged = Judged { host: &mut self.host, machine: self.machine };
-        let mut ports = Ports { memory: &self.memory, frames: &self.image, physical: &mut judged };
-        assert_eq!(self.smmu.disabled(&mut ports).unwrap(), Work::Done);
+        assert_eq!(self.with_ports(VirtualSmmu::disabled), Work::Done);
     }
 
-    fn dma(&self, phys: u32, address: u64) -> Outcome {
+    pub(super) fn dma(&self, phys: u32, address: u64) -> Outcome {
         self.machine.dma(Transaction::write(phys, address))
     }
 
@@ -228,7 +267,7 @@ impl<'h> Guest<'h> {
     }
 }
 
-const SYNC: [u64; 2] = [0x46, 0];
+pub(super) const SYNC: [u64; 2] = [0x46, 0];
 
 #[test]
 fn what_a_guest_programs_is_what_its_devices_get() {
