@@ -292,7 +292,7 @@ impl Stage2 {
 
     /// Stores what `new` makes of each leaf in the range, from its level, address and attributes.
     fn replace<M: Memory>(
-        &mut self,
+        &self,
         memory: &M,
         frames: &mut dyn Frames,
         (ipa, size): (Ipa, u64),
