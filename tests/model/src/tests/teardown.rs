@@ -220,7 +220,7 @@ impl Life<'_> {
         }
     }
 
-    fn check(&mut self, what: &dyn std::fmt::Debug) {
+    fn check(&self, what: &dyn std::fmt::Debug) {
         if !self.acknowledged {
             // C4: nothing but EL2 says so, and not before the streams are closed.
             assert_eq!(self.guest.read(CR0ACK) & 1, 1, "{what:?}");
