@@ -239,16 +239,16 @@ fn device_register(running: &mut Running, ipa: Ipa, access: Access) -> Answer {
     let vm = running.vm;
     // Held during the access: a reset that another CPU asks for must not take the function away under it.
     let pci = vm.pci.lock();
-    match (pci.decode(ipa, width), access.write) {
+    let answer = match (pci.decode(ipa, width), access.write) {
         (Target::Forward(at), true) => hardware.store(at, width, get(running, access.register)),
-        (Target::Forward(at), false) => {
-            let value = hardware.load(at, width);
+        (Target::Forward(at), false) => hardware.load(at, width).map(|value| {
             set(running, access.register, access.extend(value));
-        }
+        }),
         (Target::Mapped, _) => return Answer::Retry,
         (Target::Absent, _) => return Answer::Nothing,
-    }
-    Answer::Done
+    };
+    // What the device answers is the guest's, errors included.
+    if answer.is_ok() { Answer::Done } else { Answer::Nothing }
 }
 
 fn gic_register(running: &mut Running, region: Region, offset: u64, access: Access) {

@@ -43,6 +43,14 @@ pub fn service(mut running: Option<&mut Running>) {
     }
 }
 
+/// What cannot wait until this CPU takes interrupts again: a guest that makes EL2 reset a function must not keep other
+/// VMs' events from being heard (C7). Locks of a VM may be held.
+pub fn meanwhile() {
+    if let Some(hypervisor) = machine::installed() {
+        hypervisor.iommus.settle();
+    }
+}
+
 /// Handles `intid` if it is EL2's own.
 fn own(intid: u32, running: Option<&mut Running>) -> bool {
     let own = OWN.get().expect("EL2's interrupts are set before any is enabled");

@@ -94,13 +94,18 @@ pub fn interrupt_owner(intid: u32) -> Option<&'static Vm> {
     vms().find(|vm| vm.spis.iter().any(|spi| spi.phys == intid))
 }
 
+/// The machine, once it is installed.
+pub fn installed() -> Option<&'static Hypervisor> {
+    HYPERVISOR.get()
+}
+
 /// The machine.
 ///
 /// # Panics
 ///
 /// Before it was installed.
 pub fn hypervisor() -> &'static Hypervisor {
-    HYPERVISOR.get().expect("the machine is installed before any guest runs")
+    installed().expect("the machine is installed before any guest runs")
 }
 
 static GIC: Once<Gic> = Once::new();

@@ -44,8 +44,9 @@ pub fn device_window(range: dt::Range) -> Window {
     unsafe { Window::new(range.base, range.size) }
 }
 
-/// The PCI host bridge whose configuration space `start` has just mapped, for ever.
-pub fn host_bridge(facts: &dt::PcieHost) -> HostBridge {
+/// The PCI host bridge whose configuration space `start` has just mapped, for ever. `meanwhile` is what EL2 does as long
+/// as it waits for a function.
+pub fn host_bridge(facts: &dt::PcieHost, meanwhile: fn()) -> HostBridge {
     // SAFETY: `start` maps the ECAM range before this, and every BAR right after it was placed.
-    unsafe { HostBridge::new(facts) }
+    unsafe { HostBridge::new(facts, meanwhile) }
 }

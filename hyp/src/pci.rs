@@ -23,6 +23,7 @@ mod virtio;
 
 pub use platform::pcie::{Bdf, Pin};
 use smmu::addr::Pa;
+use smmu::ports::Clock;
 
 pub use crate::width::Width;
 
@@ -58,7 +59,26 @@ pub trait ConfigSpace {
 /// Accesses are naturally aligned.
 pub trait DeviceMemory {
     /// Reads a device's register.
-    fn load(&self, at: Pa, width: Width) -> u64;
+    ///
+    /// # Errors
+    ///
+    /// [`BusError`]
+    fn load(&self, at: Pa, width: Width) -> Result<u64, BusError>;
     /// Writes a device's register. Bits of `value` above `width` are ignored.
-    fn store(&self, at: Pa, width: Width, value: u64);
+    ///
+    /// # Errors
+    ///
+    /// [`BusError`]
+    fn store(&self, at: Pa, width: Width, value: u64) -> Result<(), BusError>;
 }
+
+/// A clock to wait with, and what is worth doing meanwhile.
+pub trait Patience: Clock {
+    /// Called again and again while something is waited for, which may take a second: it does what cannot wait that
+    /// long. A VM's locks may be held.
+    fn meanwhile(&self);
+}
+
+/// A device, or the bus for want of one, answered an access with an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BusError;

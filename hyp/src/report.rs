@@ -3,21 +3,26 @@
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use heapless::String;
+use heapless::{String, Vec};
 use platform::report::{
     self as format, Command, Count, Events, Fault, Hex, MAX_LINE, MemoryKind, Name, Record, Sizes,
     Step, Stopped, Stream, StreamState, VmExits, VmMemory,
 };
 use smmu::addr::StreamId;
 use smmu::guest::Counters;
-use smmu::streams::State;
+use smmu::streams::{MAX_STREAMS, State};
 use spin::Mutex;
 
 use crate::console::{CONSOLE, OPERATOR};
 use crate::iommu::Iommu;
 use crate::machine::{self, hypervisor};
 use crate::mem::layout;
+use crate::pci::MAX_VM_FUNCTIONS;
+use crate::teardown::MAX_TEARDOWNS;
 use crate::vm::Vm;
+
+/// More kinds of commands than there are.
+const MAX_OPCODES: usize = 64;
 
 /// Whether the run's last report was sent.
 static LAST: AtomicBool = AtomicBool::new(false);
@@ -84,9 +89,9 @@ fn send_vm(out: &mut Sender, vm: &Vm) {
     }));
     let ram = vm.ram.segments().iter().map(|s| (s.ipa, s.pa, s.size, MemoryKind::Ram));
     // A bus that is being reset is left out: nobody waits for it here.
-    let pci = vm.pci.try_lock();
-    let bars = pci.iter().flat_map(|pci| pci.mapped());
-    let bars = bars.map(|(ipa, pa, size)| (ipa, pa, size, MemoryKind::Mmio));
+    let bars: Vec<_, { 6 * MAX_VM_FUNCTIONS }> =
+        vm.pci.try_lock().iter().flat_map(|pci| pci.mapped()).collect();
+    let bars = bars.into_iter().map(|(ipa, pa, size)| (ipa, pa, size, MemoryKind::Mmio));
     for (ipa, pa, size, kind) in ram.chain(bars) {
         out.send(&Record::VmMemory(VmMemory {
             vm: name.clone(),
@@ -96,9 +101,11 @@ fn send_vm(out: &mut Sender, vm: &Vm) {
             kind,
         }));
     }
-    drop(pci);
-    for teardown in vm.teardowns.lock().last() {
-        out.send(&Record::Teardown(teardown.clone()));
+    for index in 0..MAX_TEARDOWNS {
+        let teardown = vm.teardowns.lock().last().nth(index).cloned();
+        if let Some(teardown) = teardown {
+            out.send(&Record::Teardown(teardown));
+        }
     }
     for (reason, times) in vm.exits.iter().filter(|(_, times)| *times > 0) {
         out.send(&Record::VmExits(VmExits {
@@ -155,39 +162,23 @@ fn guests_counters(iommu: &Iommu) -> Counters {
 }
 
 fn send_iommu(out: &mut Sender, iommu: &Iommu) {
+    for index in 0..MAX_STREAMS {
+        // A copy, so that nobody waits for the SMMU while it is printed.
+        let stream = iommu.lock().streams().nth(index).cloned();
+        if let Some(stream) = stream {
+            send_stream(out, iommu, &stream);
+        }
+    }
     let base = Hex(iommu.base().raw());
     // Their locks come before the driver's.
     let guests = guests_counters(iommu);
     let driver = iommu.lock();
-    for stream in driver.streams() {
-        let sid = stream.sid().0;
-        let stopped = stream.stopped_after_teardown();
-        out.send(&Record::Stream(Stream {
-            sid,
-            vm: owner_name(stream),
-            device: device_name(iommu, stream.sid()),
-            state: state(stream.state()),
-            transitions: stream.transitions(),
-            armed_at_close: stream.armed_at_close(),
-            muted: stream.mutes() > 0,
-            stopped_after_teardown: Stopped {
-                count: stopped.count,
-                first: stopped.first.map(|at| Hex(at.raw())),
-                write: stopped.write,
-                silenced: stopped.silenced,
-            },
-        }));
-        for step in stream.history() {
-            out.send(&Record::Step(Step { sid, state: state(step.state), cfgi: step.cfgi }));
-        }
-        for (event, times) in stream.faults() {
-            out.send(&Record::Fault(Fault { sid, event: count(event, times) }));
-        }
-    }
-    let counters = driver.counters();
+    let (counters, class) = (driver.counters(), driver.class());
+    let commands: Vec<_, MAX_OPCODES> = driver.commands().collect();
+    drop(driver);
     out.send(&Record::Smmu(format::Smmu {
         base,
-        class: String::try_from(driver.class().name()).unwrap_or_default(),
+        class: String::try_from(class.name()).unwrap_or_default(),
         syncs: counters.syncs,
         guest_batches: guests.batches,
         events: Events {
@@ -197,7 +188,33 @@ fn send_iommu(out: &mut Sender, iommu: &Iommu) {
         },
         gerror: counters.gerror,
     }));
-    for (opcode, times) in driver.commands() {
+    for (opcode, times) in commands {
         out.send(&Record::Command(Command { base, opcode: count(opcode, times) }));
+    }
+}
+
+fn send_stream(out: &mut Sender, iommu: &Iommu, stream: &smmu::streams::Stream) {
+    let sid = stream.sid().0;
+    let stopped = stream.stopped_after_teardown();
+    out.send(&Record::Stream(Stream {
+        sid,
+        vm: owner_name(stream),
+        device: device_name(iommu, stream.sid()),
+        state: state(stream.state()),
+        transitions: stream.transitions(),
+        armed_at_close: stream.armed_at_close(),
+        muted: stream.mutes() > 0,
+        stopped_after_teardown: Stopped {
+            count: stopped.count,
+            first: stopped.first.map(|at| Hex(at.raw())),
+            write: stopped.write,
+            silenced: stopped.silenced,
+        },
+    }));
+    for step in stream.history() {
+        out.send(&Record::Step(Step { sid, state: state(step.state), cfgi: step.cfgi }));
+    }
+    for (event, times) in stream.faults() {
+        out.send(&Record::Fault(Fault { sid, event: count(event, times) }));
     }
 }

@@ -1,4 +1,7 @@
 //! From a device tree to running guests: close the SMMU, learn the machine, take the bundle apart, build the VMs.
+//!
+//! Each step keeps a frame of its own (`inline(never)`): together they would have one of 150 KiB, in which every access
+//! takes two instructions.
 
 use core::fmt;
 use core::ops::Range;
@@ -164,6 +167,7 @@ fn listen(facts: &Machine) {
 }
 
 /// Makes every SMMU abort everything, before anything else is looked at.
+#[inline(never)]
 fn close_smmus(facts: &Machine, map: &mut Map) -> Vec<SmmuHardware, { dt::MAX_DEVICES }> {
     facts
         .smmus
@@ -181,6 +185,7 @@ fn close_smmus(facts: &Machine, map: &mut Map) -> Vec<SmmuHardware, { dt::MAX_DE
 }
 
 /// `log=LEVEL` on the hypervisor's command line.
+#[inline(never)]
 fn set_log_level(facts: &Machine) {
     for argument in facts.bootargs.split_ascii_whitespace() {
         match argument.split_once('=') {
@@ -190,14 +195,15 @@ fn set_log_level(facts: &Machine) {
                     "command line: log={level}: use off, error, warn, info, debug or trace"
                 )),
             },
-            _ => {
-                refuse(format_args!("command line: {argument:?} is no option; there is log=LEVEL"))
-            }
+            _ => refuse(format_args!(
+                "command line: \"{argument}\" is no option; there is log=LEVEL"
+            )),
         }
     }
 }
 
 /// Maps RAM, and returns the pieces of it that nothing is in.
+#[inline(never)]
 fn map_memory(
     facts: &Machine,
     map: &mut Map,
@@ -224,6 +230,7 @@ fn map_memory(
 }
 
 /// Gives the top of RAM to EL2's tables and the rest to guests.
+#[inline(never)]
 fn fill_pools(pieces: &[PaRange]) {
     // One piece, so that whatever lies between its ends is EL2's.
     let fits = |piece: &&PaRange| piece.end.raw() - piece.start.raw() >= TABLE_POOL;
@@ -251,6 +258,7 @@ fn map_devices(facts: &Machine, map: &mut Map) {
 }
 
 /// Enumerates the PCI bus; every function is silent afterwards.
+#[inline(never)]
 fn start_pci(facts: &'static Machine, map: &mut Map) -> &'static PciBus {
     static TOPOLOGY: Mutex<Topology> = Mutex::new(Topology::new());
     static BUS: Once<PciBus> = Once::new();
@@ -262,7 +270,7 @@ fn start_pci(facts: &'static Machine, map: &mut Map) -> &'static PciBus {
         log::warn!("only the first of {} PCI host bridges is used", facts.pcie.len());
     }
     map.add(pa_range(host.ecam), Use::Configuration);
-    let hardware = mem::host_bridge(host);
+    let hardware = mem::host_bridge(host, interrupts::meanwhile);
     let topology = MutexGuard::leak(TOPOLOGY.lock());
     let buses = host.first_bus..=host.last_bus;
     if let Err(error) = pci::enumerate(&hardware, buses, &host.windows, topology) {
@@ -279,6 +287,7 @@ fn start_pci(facts: &'static Machine, map: &mut Map) -> &'static PciBus {
     BUS.call_once(|| PciBus { hardware, topology, interrupts: &host.intx })
 }
 
+#[inline(never)]
 fn start_interrupts(facts: &Machine) {
     gic::enable_system_registers();
     let mpidrs: Vec<u64, MAX_CPUS> = facts.cpus.iter().map(|cpu| cpu.mpidr).collect();
@@ -314,6 +323,7 @@ fn start_interrupts(facts: &Machine) {
     });
 }
 
+#[inline(never)]
 fn take_over(facts: &Machine, smmus: &[SmmuHardware]) -> Iommus {
     const PA_BITS: [u8; 7] = [32, 36, 40, 42, 44, 48, 52];
     let parange = (sysreg::id_aa64mmfr0_el1() & 0xf) as usize;
@@ -341,6 +351,7 @@ fn take_over(facts: &Machine, smmus: &[SmmuHardware]) -> Iommus {
     Iommus(iommus)
 }
 
+#[inline(never)]
 fn build_vms(
     facts: &'static Machine,
     iommus: &'static Iommus,

@@ -28,7 +28,7 @@ const WATCH_US: u64 = 250_000;
 const LOOK_US: u64 = 1_000;
 
 /// The most closes of a VM that are remembered.
-const MAX_TEARDOWNS: usize = 8;
+pub const MAX_TEARDOWNS: usize = 8;
 
 /// When a VM's streams were closed, and why.
 #[derive(Debug, Default)]
@@ -319,7 +319,12 @@ pub fn advance(vm: &Vm) {
         Life::Stopping(end) if vm.is_parked() && stop_dead(vm, end, forgets) => {
             reset(vm);
             let until_us = timer::now_us() + WATCH_US;
-            *vm.life.lock() = Life::Watching { end, until_us };
+            // Whatever the operator wanted meanwhile stays.
+            let mut life = vm.life.lock();
+            if let Life::Stopping(end) = *life {
+                *life = Life::Watching { end, until_us };
+            }
+            drop(life);
             timer::alarm(until_us);
         }
         Life::Watching { end, until_us } if timer::now_us() >= until_us => end_watch(vm, end),

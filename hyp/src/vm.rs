@@ -216,6 +216,7 @@ impl Vm {
     /// # Errors
     ///
     /// What is missing; the VM's memory is lost then, which does not matter as nothing is started.
+    #[inline(never)]
     pub fn new(
         index: usize,
         config: VmConfig<'static>,

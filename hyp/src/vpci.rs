@@ -26,12 +26,11 @@ use platform::dt::Interrupt;
 use platform::guest_map;
 use platform::pcie::InterruptMap;
 use smmu::addr::{Ipa, Pa};
-use smmu::ports::Clock;
 
 use self::function::VirtualFunction;
 use crate::pci::{
-    Bdf, ConfigSpace, Function, MAX_VM_FUNCTIONS, Quiesced, Request, Topology, Unassignable, Width,
-    reset_to_cold,
+    Bdf, ConfigSpace, Function, MAX_VM_FUNCTIONS, Patience, Quiesced, Request, Topology,
+    Unassignable, Width, reset_to_cold,
 };
 
 /// Stage 2 would not take a mapping, for lack of memory for its tables.
@@ -158,6 +157,7 @@ impl Vpci {
     /// # Errors
     ///
     /// See [`VpciError`].
+    #[inline(never)]
     pub fn new<H: ConfigSpace>(
         hardware: &H,
         topology: &Topology,
@@ -237,7 +237,7 @@ impl Vpci {
     /// Stage 2 follows through `map` before the call returns: first everything that is no longer right is
     /// unmapped, then the new is mapped. A reset of a function that the guest asks for is done inside, at most
     /// about 1.5 seconds long, and starts when the function's BARs are out of reach.
-    pub fn config_write<H: ConfigSpace + Clock, M: BarMap>(
+    pub fn config_write<H: ConfigSpace + Patience, M: BarMap>(
         &mut self,
         hardware: &H,
         map: &mut M,

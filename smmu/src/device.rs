@@ -16,7 +16,7 @@ use crate::queue::{CommandQueue, EventQueue, active_errors, poll};
 use crate::regs::{CR0, CR1, CR2, GBPA, GERROR, IRQ_CTRL, offset};
 use crate::stage2::{Format, Stage2};
 use crate::ste::{Stage1Config, Stage2Config, Ste};
-use crate::streams::{MAX_STREAMS, Stage2Binding, State, Stream, Streams, Verdict};
+use crate::streams::{MAX_STREAMS, Recording, Stage2Binding, State, Stream, Streams, Verdict};
 use crate::strtab::StreamTable;
 
 /// How long a control register may take to act.
@@ -405,9 +405,9 @@ impl<'a, H: Hardware> Smmu<'a, H> {
         if stream.state() == State::Watch && !stream.refuses() && !state.is_open() {
             return Ok(());
         }
-        let (muted, cfgi) = (stream.is_muted(), stream.cfgi());
+        let (recording, cfgi) = (stream.recording(state, stream.is_muted()), stream.cfgi());
         let old = self.current_ste(sid)?;
-        let new = self.ste(state, binding, stage1, !muted);
+        let new = self.ste(state, binding, stage1, recording);
         if old == new {
             self.streams.get(sid)?.change(state, binding, stage1, refuses, cfgi);
             return self.run(sid, &[Step::Cfgi]);
@@ -507,6 +507,7 @@ impl<'a, H: Hardware> Smmu<'a, H> {
             outcome = match verdict {
                 Verdict::Keep => Ok(()),
                 Verdict::Mute => self.set_recording(event.sid, Some(now_us + self.budgets.mute_us)),
+                Verdict::Deafen => self.deafen(event.sid),
                 Verdict::Silence => self.give_up_watching(event.sid),
             };
             if outcome.is_err() {
@@ -573,7 +574,7 @@ impl<'a, H: Hardware> Smmu<'a, H> {
         binding: Stage2Binding,
         state: State,
     ) -> Result<(), HostError> {
-        let ste = self.ste(state, Some(binding), None, true);
+        let ste = self.ste(state, Some(binding), None, Recording::On);
         let stream = self.streams.get(sid)?;
         // Before the first store: if the hardware fails half-way, the stream counts as open. Of the
         // plan's two CFGI the second only makes certain what the last store already allowed.
@@ -597,22 +598,25 @@ impl<'a, H: Hardware> Smmu<'a, H> {
         self.budgets.watch_events
     }
 
-    /// The STE of a stream in `state` whose faults are recorded or not.
+    /// The STE of a stream in `state`.
     fn ste(
         &self,
         state: State,
         binding: Option<Stage2Binding>,
         stage1: Option<Stage1Config>,
-        record: bool,
+        recording: Recording,
     ) -> Ste {
+        let record = match recording {
+            Recording::On => true,
+            Recording::Off => false,
+            Recording::Abort => return Ste::Abort,
+        };
         let Some(Stage2Binding { root, format, vmid }) = binding else {
             return Ste::Abort;
         };
         let stage2 = Stage2Config { vmid, root, format, record, stall_disable: self.caps.stalls() };
         match (state, stage1) {
             (State::Abort, _) => Ste::Abort,
-            // Whether stage-1 faults are recorded is the guest's CD's business, so nothing less helps.
-            (State::Nested, Some(_)) if !record => Ste::Abort,
             (State::Nested, Some(stage1)) => Ste::Nested(stage1, stage2),
             _ => Ste::Stage2(stage2),
         }
@@ -622,8 +626,8 @@ impl<'a, H: Hardware> Smmu<'a, H> {
     fn current_ste(&mut self, sid: StreamId) -> Result<Ste, HostError> {
         let stream = self.streams.get(sid)?;
         let (state, binding) = (stream.state(), stream.binding);
-        let (stage1, record) = (stream.stage1, !stream.is_muted());
-        Ok(self.ste(state, binding, stage1, record))
+        let (stage1, recording) = (stream.stage1, stream.recording(state, stream.is_muted()));
+        Ok(self.ste(state, binding, stage1, recording))
     }
 
     /// Executes steps of a plan for one stream.
@@ -652,15 +656,35 @@ impl<'a, H: Hardware> Smmu<'a, H> {
         muted_until_us: Option<u64>,
     ) -> Result<(), HostError> {
         let old = self.current_ste(sid)?;
+        self.record_instead_of(sid, &old, muted_until_us.is_some())?;
+        let from = self.events.frontier(&self.hw);
+        self.streams.get(sid)?.set_muted(muted_until_us, from);
+        Ok(())
+    }
+
+    /// Makes a muted stream abort until it is heard again.
+    fn deafen(&mut self, sid: StreamId) -> Result<(), HostError> {
+        let old = self.current_ste(sid)?;
+        self.streams.get(sid)?.set_unmutable();
+        self.record_instead_of(sid, &old, true)
+    }
+
+    /// Replaces the STE `old` of an open stream by the one it has when it is muted, or when it is not.
+    fn record_instead_of(
+        &mut self,
+        sid: StreamId,
+        old: &Ste,
+        muted: bool,
+    ) -> Result<(), HostError> {
         let stream = self.streams.get(sid)?;
         let (state, binding, stage1) = (stream.state(), stream.binding, stream.stage1);
-        let new = self.ste(state, binding, stage1, muted_until_us.is_none());
-        if new == Ste::Abort && old != new {
+        let recording = stream.recording(state, muted);
+        let new = self.ste(state, binding, stage1, recording);
+        if new == Ste::Abort && *old != new {
             self.run(sid, Plan::close(&new.encode()).steps())?;
-        } else if let Some(plan) = Plan::between(&old, &new) {
+        } else if let Some(plan) = Plan::between(old, &new) {
             self.run(sid, plan.steps())?;
         }
-        self.streams.get(sid)?.set_muted(muted_until_us);
         Ok(())
     }
 

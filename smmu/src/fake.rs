@@ -145,6 +145,14 @@ impl Fake {
         }
     }
 
+    /// A transaction that claims to be translated, where ATS is off: `F_TRANSL_FORBIDDEN` whatever `STE.S2R` says
+    /// (section 7.3.8), unless the STE aborts.
+    pub fn translated_dma(&self, sid: u32, address: u64) {
+        if self.ste(sid).is_some_and(|ste| ste[0] & 0xf == 0b1101) {
+            self.record([0x07 | u64::from(sid) << 32, 0, address, 0]);
+        }
+    }
+
     fn ste(&self, sid: u32) -> Option<[u64; 8]> {
         if let Some(cached) = self.stes.borrow().get(&sid) {
             return Some(*cached);

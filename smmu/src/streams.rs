@@ -92,12 +92,26 @@ pub(crate) enum Verdict {
     Keep,
     /// It is above its budget: stop recording its faults for a while (C7).
     Mute,
+    /// It is above its budget although it is muted: what it does is recorded whatever its STE says, so that nothing
+    /// but *abort* helps.
+    Deafen,
     /// Its watch budget is spent: no more records (C6).
     Silence,
 }
 
+/// What an STE makes of its stream's faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recording {
+    /// It records them.
+    On,
+    /// It hides those that `STE.S2R` governs.
+    Off,
+    /// It aborts, so that there are none.
+    Abort,
+}
+
 /// One stream.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Stream {
     sid: StreamId,
     /// Where its STE is.
@@ -131,6 +145,10 @@ pub struct Stream {
     window_events: u32,
     /// When recording is to be switched on again.
     muted_until_us: Option<u64>,
+    /// Records with a smaller sequence number are from before it was muted.
+    muted_from: u64,
+    /// It was heard while it was muted: `F_TRANSL_FORBIDDEN`, for one, is recorded whatever `STE.S2R` says.
+    unmutable: bool,
     mutes: u32,
 }
 
@@ -159,6 +177,8 @@ impl Stream {
             window_start_us: 0,
             window_events: 0,
             muted_until_us: None,
+            muted_from: 0,
+            unmutable: false,
             mutes: 0,
         }
     }
@@ -214,6 +234,17 @@ impl Stream {
         self.muted_until_us.is_some()
     }
 
+    /// What its STE is to make of its faults in `state`, if it is muted or not.
+    pub(crate) fn recording(&self, state: State, muted: bool) -> Recording {
+        match state {
+            _ if !muted => Recording::On,
+            // Whether stage-1 faults are recorded is the guest's CD's business, so nothing less helps.
+            State::Nested => Recording::Abort,
+            _ if self.unmutable => Recording::Abort,
+            _ => Recording::Off,
+        }
+    }
+
     /// How often its faults were too many to record them all.
     pub fn mutes(&self) -> u32 {
         self.mutes
@@ -261,6 +292,7 @@ impl Stream {
     pub(crate) fn enter(&mut self, state: State, binding: Option<Stage2Binding>, cfgi: u32) {
         self.change(state, binding, None, false, cfgi);
         self.muted_until_us = None;
+        self.unmutable = false;
         self.window_events = 0;
     }
 
@@ -294,10 +326,17 @@ impl Stream {
         self.told = 0;
     }
 
-    /// Its STE has stopped recording faults until a time, or records them again.
-    pub(crate) fn set_muted(&mut self, until_us: Option<u64>) {
+    /// Its STE has stopped recording faults until a time, as of record number `from`, or records them again.
+    pub(crate) fn set_muted(&mut self, until_us: Option<u64>, from: u64) {
         self.muted_until_us = until_us;
+        self.muted_from = from;
+        self.window_events = 0;
         self.mutes += u32::from(until_us.is_some());
+    }
+
+    /// Muting it takes *abort* from now on.
+    pub(crate) fn set_unmutable(&mut self) {
+        self.unmutable = true;
     }
 
     pub(crate) fn is_mute_over(&self, now_us: u64) -> bool {
@@ -322,9 +361,9 @@ impl Stream {
         }
         self.faults[event.kind.index()] += 1;
         let verdict = match self.state {
-            State::Watch if self.refuses => self.record_live(now_us, budgets),
+            State::Watch if self.refuses => self.record_live(sequence, now_us, budgets),
             State::Watch if sequence >= self.watched_from => self.record_stopped(event),
-            State::Stage2 | State::Nested => self.record_live(now_us, budgets),
+            State::Stage2 | State::Nested => self.record_live(sequence, now_us, budgets),
             _ => Verdict::Keep,
         };
         (self.owner, verdict)
@@ -337,16 +376,20 @@ impl Stream {
         if self.watch_left == 0 { Verdict::Silence } else { Verdict::Keep }
     }
 
-    fn record_live(&mut self, now_us: u64, budgets: &Budgets) -> Verdict {
+    fn record_live(&mut self, sequence: u64, now_us: u64, budgets: &Budgets) -> Verdict {
+        // What the queue held when it was muted says nothing new.
+        if self.is_muted() && sequence < self.muted_from {
+            return Verdict::Keep;
+        }
         if now_us.saturating_sub(self.window_start_us) >= budgets.window_us {
             self.window_start_us = now_us;
             self.window_events = 0;
         }
         self.window_events = self.window_events.saturating_add(1);
-        if self.window_events > budgets.live_events && !self.is_muted() {
-            Verdict::Mute
-        } else {
-            Verdict::Keep
+        match self.window_events > budgets.live_events {
+            true if !self.is_muted() => Verdict::Mute,
+            true if !self.unmutable => Verdict::Deafen,
+            _ => Verdict::Keep,
         }
     }
 }

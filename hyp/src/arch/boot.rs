@@ -27,18 +27,19 @@ unsafe extern "C" {
 
 #[unsafe(no_mangle)]
 extern "C" fn primary_main(device_tree: u64) -> ! {
-    install_vectors();
     cpu::set_number(0);
+    install_vectors();
     crate::start::primary(Pa::new(device_tree))
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn secondary_main(number: u64) -> ! {
-    install_vectors();
     cpu::set_number(number as usize);
+    install_vectors();
     crate::start::secondary()
 }
 
+/// The CPU knows its number by now, which the vectors need to find its emergency stack.
 fn install_vectors() {
     sysreg::vbar_el2_write(&raw const vectors as u64);
     sysreg::isb();

@@ -7,6 +7,8 @@ use core::arch::asm;
 
 use smmu::addr::Pa;
 
+use crate::width::Width;
+
 macro_rules! accessors {
     ($read:ident, $write:ident, $type:ty, $load:literal, $store:literal, $register:literal) => {
         /// Reads one register.
@@ -39,10 +41,43 @@ macro_rules! accessors {
     };
 }
 
-accessors!(read8, write8, u8, "ldrb", "strb", ":w");
-accessors!(read16, write16, u16, "ldrh", "strh", ":w");
 accessors!(read32, write32, u32, "ldr", "str", ":w");
 accessors!(read64, write64, u64, "ldr", "str", "");
+
+/// What came of an access that may be answered with an error. The layout is known to `vectors.S`.
+#[repr(C)]
+struct Answer {
+    value: u64,
+    answered: u64,
+}
+
+unsafe extern "C" {
+    fn guarded_load(at: u64, width_log2: u64) -> Answer;
+    fn guarded_store(at: u64, width_log2: u64, value: u64) -> Answer;
+}
+
+/// Reads one register of a device that may answer with an external abort; `None` if it did.
+///
+/// # Safety
+///
+/// As for [`read32`].
+pub unsafe fn try_read(at: Pa, width: Width) -> Option<u64> {
+    // SAFETY: the caller's promise; the routine touches nothing else, and an abort makes it return.
+    let answer = unsafe { guarded_load(at.raw(), width.bytes().trailing_zeros().into()) };
+    (answer.answered != 0).then_some(answer.value)
+}
+
+/// Writes one register of a device that may answer with an external abort; `false` if it did. One that arrives later
+/// is a system error.
+///
+/// # Safety
+///
+/// As for [`write32`].
+pub unsafe fn try_write(at: Pa, width: Width, value: u64) -> bool {
+    // SAFETY: the caller's promise; the routine touches nothing else, and an abort makes it return.
+    let answer = unsafe { guarded_store(at.raw(), width.bytes().trailing_zeros().into(), value) };
+    answer.answered != 0
+}
 
 /// A mapped register window.
 #[derive(Clone, Copy, Debug)]
@@ -77,51 +112,39 @@ impl Window {
         self.base.add(offset)
     }
 
-    /// Reads 8 bits at `offset`.
-    pub fn read8(&self, offset: u64) -> u8 {
+    /// Reads `width` at `offset`; `None` if what is there answers with an error.
+    pub fn try_read(&self, offset: u64, width: Width) -> Option<u64> {
         // SAFETY: `at` checked alignment and bounds; `new` promised the mapping.
-        unsafe { read8(self.at(offset, 1)) }
+        unsafe { try_read(self.at(offset, width.bytes()), width) }
     }
 
-    /// Reads 16 bits at `offset`.
-    pub fn read16(&self, offset: u64) -> u16 {
-        // SAFETY: as in `read8`.
-        unsafe { read16(self.at(offset, 2)) }
+    /// Writes `width` at `offset`; `false` if what is there answers with an error.
+    pub fn try_write(&self, offset: u64, width: Width, value: u64) -> bool {
+        // SAFETY: as in `try_read`.
+        unsafe { try_write(self.at(offset, width.bytes()), width, value) }
     }
 
     /// Reads 32 bits at `offset`.
     pub fn read32(&self, offset: u64) -> u32 {
-        // SAFETY: as in `read8`.
+        // SAFETY: as in `try_read`.
         unsafe { read32(self.at(offset, 4)) }
     }
 
     /// Reads 64 bits at `offset`.
     pub fn read64(&self, offset: u64) -> u64 {
-        // SAFETY: as in `read8`.
+        // SAFETY: as in `try_read`.
         unsafe { read64(self.at(offset, 8)) }
-    }
-
-    /// Writes 8 bits at `offset`.
-    pub fn write8(&self, offset: u64, value: u8) {
-        // SAFETY: as in `read8`.
-        unsafe { write8(self.at(offset, 1), value) }
-    }
-
-    /// Writes 16 bits at `offset`.
-    pub fn write16(&self, offset: u64, value: u16) {
-        // SAFETY: as in `read8`.
-        unsafe { write16(self.at(offset, 2), value) }
     }
 
     /// Writes 32 bits at `offset`.
     pub fn write32(&self, offset: u64, value: u32) {
-        // SAFETY: as in `read8`.
+        // SAFETY: as in `try_read`.
         unsafe { write32(self.at(offset, 4), value) }
     }
 
     /// Writes 64 bits at `offset`.
     pub fn write64(&self, offset: u64, value: u64) {
-        // SAFETY: as in `read8`.
+        // SAFETY: as in `try_read`.
         unsafe { write64(self.at(offset, 8), value) }
     }
 }

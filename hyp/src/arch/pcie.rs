@@ -7,7 +7,7 @@ use smmu::ports::Clock;
 
 use crate::arch::mmio::{self, Window};
 use crate::arch::timer;
-use crate::pci::{ConfigSpace, DeviceMemory, Width};
+use crate::pci::{BusError, ConfigSpace, DeviceMemory, Patience, Width};
 
 /// A host bridge whose configuration space EL2 has mapped, and of its windows what BARs occupy.
 #[derive(Debug)]
@@ -17,15 +17,16 @@ pub struct HostBridge {
     last_bus: u8,
     /// Where BARs may be: the first and the last address of each window.
     windows: heapless::Vec<(Pa, Pa), 4>,
+    meanwhile: fn(),
 }
 
 impl HostBridge {
-    /// Names the host bridge that `facts` describe.
+    /// Names the host bridge that `facts` describe. `meanwhile` is what EL2 does as long as it waits for a function.
     ///
     /// # Safety
     ///
     /// The ECAM range is mapped as Device memory for the rest of the run; so is every BAR before a register in it is used.
-    pub unsafe fn new(facts: &PcieHost) -> Self {
+    pub unsafe fn new(facts: &PcieHost, meanwhile: fn()) -> Self {
         Self {
             // SAFETY: the caller's promise; configuration writes that make a function master the bus are confined by the SMMU.
             ecam: unsafe { Window::new(facts.ecam.base, facts.ecam.size) },
@@ -36,6 +37,7 @@ impl HostBridge {
                 .iter()
                 .filter_map(|window| Some((window.cpu.base, window.cpu.last()?)))
                 .collect(),
+            meanwhile,
         }
     }
 
@@ -58,59 +60,46 @@ impl HostBridge {
 
 impl ConfigSpace for HostBridge {
     fn read(&self, function: Bdf, offset: u16, width: Width) -> u32 {
-        let Some(at) = self.register(function, offset) else { return u32::MAX };
-        match width {
-            Width::Byte => self.ecam.read8(at).into(),
-            Width::Half => self.ecam.read16(at).into(),
-            Width::Word | Width::Double => self.ecam.read32(at),
-        }
+        // Bridges answer for functions that are not there, with all ones or with an error.
+        let answer = self
+            .register(function, offset)
+            .and_then(|at| self.ecam.try_read(at, width.min(Width::Word)));
+        answer.map_or(width.mask() as u32, |value| value as u32)
     }
 
     fn write(&self, function: Bdf, offset: u16, width: Width, value: u32) {
-        let Some(at) = self.register(function, offset) else { return };
-        match width {
-            Width::Byte => self.ecam.write8(at, value as u8),
-            Width::Half => self.ecam.write16(at, value as u16),
-            Width::Word | Width::Double => self.ecam.write32(at, value),
+        if let Some(at) = self.register(function, offset) {
+            // What nobody takes is lost, as it is on a bus.
+            let _ = self.ecam.try_write(at, width.min(Width::Word), value.into());
         }
     }
 }
 
 impl DeviceMemory for HostBridge {
-    fn load(&self, at: Pa, width: Width) -> u64 {
+    fn load(&self, at: Pa, width: Width) -> Result<u64, BusError> {
         if !self.holds(at, width) {
-            return width.mask();
+            return Err(BusError);
         }
         // SAFETY: `holds` checked that the address is aligned and in a window of the bridge, where nothing but devices is; the
-        // SMMU confines what they do. An address that no BAR occupies faults, which stops the machine but harms no memory.
-        unsafe {
-            match width {
-                Width::Byte => mmio::read8(at).into(),
-                Width::Half => mmio::read16(at).into(),
-                Width::Word => mmio::read32(at).into(),
-                Width::Double => mmio::read64(at),
-            }
-        }
+        // SMMU confines what they do.
+        unsafe { mmio::try_read(at, width) }.ok_or(BusError)
     }
 
-    fn store(&self, at: Pa, width: Width, value: u64) {
-        if !self.holds(at, width) {
-            return;
-        }
+    fn store(&self, at: Pa, width: Width, value: u64) -> Result<(), BusError> {
         // SAFETY: as in `load`.
-        unsafe {
-            match width {
-                Width::Byte => mmio::write8(at, value as u8),
-                Width::Half => mmio::write16(at, value as u16),
-                Width::Word => mmio::write32(at, value as u32),
-                Width::Double => mmio::write64(at, value),
-            }
-        }
+        let answered = self.holds(at, width) && unsafe { mmio::try_write(at, width, value) };
+        if answered { Ok(()) } else { Err(BusError) }
     }
 }
 
 impl Clock for HostBridge {
     fn now_us(&self) -> u64 {
         timer::now_us()
+    }
+}
+
+impl Patience for HostBridge {
+    fn meanwhile(&self) {
+        (self.meanwhile)();
     }
 }

@@ -6,7 +6,7 @@
 use core::arch::asm;
 
 use crate::arch::sysreg::{self, isb, read, write};
-use crate::arch::timer;
+use crate::arch::{idregs as hardware, timer};
 
 /// The registers that an exit saves. The layout is known to `vectors.S`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,6 +42,10 @@ pub enum Exit {
 
 unsafe extern "C" {
     fn enter_guest(registers: *mut GuestRegisters) -> u64;
+    fn forget_system_error();
+    fn reset_vectors();
+    fn reset_breakpoints(count: u64);
+    fn reset_watchpoints(count: u64);
 }
 
 /// Runs guest code until it needs EL2.
@@ -164,13 +168,45 @@ pub fn reset(entry: u64, argument: u64) -> GuestRegisters {
         "contextidr_el1" = 0, "tpidr_el0" = 0, "tpidr_el1" = 0, "tpidrro_el0" = 0, "vbar_el1" = 0,
         "esr_el1" = 0, "far_el1" = 0, "afsr0_el1" = 0, "afsr1_el1" = 0, "par_el1" = 0, "elr_el1" = 0, "spsr_el1" = 0,
         "sp_el0" = 0, "sp_el1" = 0, "csselr_el1" = 0, "mdscr_el1" = 0, "oslar_el1" = 0, "osdlr_el1" = 0, "cntkctl_el1" = 0,
+        "mdccint_el1" = 0, "dbgclaimclr_el1" = 0xff,
         "cntp_ctl_el0" = 0, "cntv_ctl_el0" = 0, "cntp_cval_el0" = 0, "cntv_cval_el0" = 0,
     }
+    reset_optional();
     isb();
     let mut registers =
         GuestRegisters { elr: entry, spsr: SPSR_MASKED | SPSR_EL1H, ..Default::default() };
     registers.x[0] = argument;
     registers
+}
+
+/// Zeroes the registers of features that this CPU has and guests may use.
+fn reset_optional() {
+    let debug = hardware::read(5, 0); // ID_AA64DFR0_EL1
+    // SAFETY: registers of the guest that is about to start, as many as there are; code built for soft floating
+    // point uses no vector register, and the routines touch no memory. What an SError wanted to say was the guest's
+    // that ended.
+    unsafe {
+        forget_system_error();
+        reset_vectors();
+        reset_breakpoints((debug >> 12 & 0xf) + 1);
+        reset_watchpoints((debug >> 20 & 0xf) + 1);
+    }
+    let (isar1, isar2) = (hardware::read(6, 1), hardware::read(6, 2));
+    // APA and API; APA3.
+    if isar1 & 0xff0 != 0 || isar2 >> 12 & 0xf != 0 {
+        reset_registers! {
+            "s3_0_c2_c1_0" = 0, "s3_0_c2_c1_1" = 0, "s3_0_c2_c1_2" = 0, "s3_0_c2_c1_3" = 0, // APIA, APIB
+            "s3_0_c2_c2_0" = 0, "s3_0_c2_c2_1" = 0, "s3_0_c2_c2_2" = 0, "s3_0_c2_c2_3" = 0, // APDA, APDB
+        }
+    }
+    // GPA and GPI; GPA3.
+    if isar1 & 0xff00_0000 != 0 || isar2 >> 8 & 0xf != 0 {
+        reset_registers! { "s3_0_c2_c3_0" = 0, "s3_0_c2_c3_1" = 0 } // APGA
+    }
+    // RAS: what a guest left in its DISR_EL1, which AMO makes this one.
+    if hardware::read(4, 0) >> 28 & 0xf != 0 {
+        reset_registers! { "s3_4_c12_c1_1" = 0 } // VDISR_EL2
+    }
 }
 
 const SPSR_MASKED: u64 = 0b1111 << 6;

@@ -2,13 +2,24 @@
 //
 // GuestRegisters (arch/vcpu.rs): x0..x30 at 0, ELR at 248, SPSR at 256.
 
-.macro fatal kind
-    .balign 128
-    // EL2 itself took an exception. Its stack may be what broke: use the emergency stack.
-    adrp    x0, __emergency_stack_end
+.equ EMERGENCY_SHIFT, 14            // each CPU's emergency stack with its guard page (linker/hyp.ld)
+.equ SPSR_A, 1 << 8
+
+// EL2 itself took an exception that nobody expects. Its stack may be what broke, and other CPUs may be dying too:
+// use this CPU's emergency stack.
+.macro fatal_now kind
+    mrs     x0, tpidr_el2
+    add     x0, x0, #1
+    adrp    x1, __emergency_stack_start
+    add     x0, x1, x0, lsl #EMERGENCY_SHIFT
     mov     sp, x0
     mov     x0, #\kind
     b       fatal_exception
+.endm
+
+.macro fatal kind
+    .balign 128
+    fatal_now \kind
 .endm
 
 .macro from_guest kind
@@ -26,10 +37,12 @@ vectors:
     fatal 1
     fatal 2
     fatal 3
-    fatal 4
+    .balign 128
+    b       own_synchronous
     fatal 5
     fatal 6
-    fatal 7
+    .balign 128
+    b       own_system_error
     // AArch64 guest code: synchronous, IRQ, FIQ, SError.
     from_guest 0
     from_guest 1
@@ -105,3 +118,124 @@ leave_guest:
     ldp     x29, x30, [sp, #80]
     ldp     x19, x20, [sp], #112
     ret
+
+// The code below is interrupted only where it expects that, and keeps nothing in x16 and x17.
+
+// An external abort in between guarded_from and guarded_to is a device's answer, not a fault of EL2's.
+own_synchronous:
+    mrs     x16, elr_el2
+    adr     x17, guarded_from
+    sub     x16, x16, x17
+    cmp     x16, #(guarded_to - guarded_from)
+    b.hs    1f
+    mrs     x16, esr_el2
+    ubfx    x17, x16, #26, #6
+    cmp     x17, #0x25              // data abort without a change of level
+    b.ne    1f
+    and     x16, x16, #0x3f
+    cmp     x16, #0x10              // external, not on a walk
+    b.ne    1f
+    adr     x16, unanswered
+    msr     elr_el2, x16
+    eret
+1:  fatal_now 4
+
+// struct Answer guarded_load(u64 at, u64 width_log2): x0 = what the device answered, x1 = whether it did.
+.global guarded_load
+guarded_load:
+    mov     x2, x0
+    tbnz    x1, #1, 2f
+    tbnz    x1, #0, 1f
+guarded_from:
+    ldrb    w0, [x2]
+    b       answered
+1:  ldrh    w0, [x2]
+    b       answered
+2:  tbnz    x1, #0, 3f
+    ldr     w0, [x2]
+    b       answered
+3:  ldr     x0, [x2]
+answered:
+    mov     x1, #1
+    ret
+
+// struct Answer guarded_store(u64 at, u64 width_log2, u64 value): x1 = whether nothing was wrong.
+.global guarded_store
+guarded_store:
+    tbnz    x1, #1, 2f
+    tbnz    x1, #0, 1f
+    strb    w2, [x0]
+    b       answered
+1:  strh    w2, [x0]
+    b       answered
+2:  tbnz    x1, #0, 3f
+    str     w2, [x0]
+    b       answered
+3:  str     x2, [x0]
+    b       answered
+guarded_to:
+unanswered:
+    mov     x1, #0
+    ret
+
+// fn forget_system_error(): takes a physical SError that is pending, and forgets it.
+.global forget_system_error
+forget_system_error:
+    dsb     sy                      // errors of what was done so far are pending by now
+    isb
+    msr     daifclr, #4
+forget_from:
+    isb
+    msr     daifset, #4
+    isb
+forget_to:
+    ret
+
+own_system_error:
+    mrs     x16, elr_el2
+    adr     x17, forget_from
+    sub     x16, x16, x17
+    cmp     x16, #(forget_to - forget_from)
+    b.hi    1f
+    mrs     x16, spsr_el2
+    orr     x16, x16, #SPSR_A       // one is enough
+    msr     spsr_el2, x16
+    eret
+1:  fatal_now 7
+
+// fn reset_vectors(): zeroes the registers of floating point and Advanced SIMD.
+.arch_extension fp
+.arch_extension simd
+.global reset_vectors
+reset_vectors:
+.irp    n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
+    movi    v\n\().2d, #0
+.endr
+    msr     fpcr, xzr
+    msr     fpsr, xzr
+    ret
+.arch_extension nosimd
+.arch_extension nofp
+
+// fn reset_breakpoints(count: u64), fn reset_watchpoints(count: u64): the first `count`, at most 16.
+.global reset_breakpoints
+reset_breakpoints:
+    adr     x1, 1f
+    sub     x1, x1, x0, lsl #3
+    br      x1
+.irp    n, 15,14,13,12,11,10,9,8,7,6,5,4,3,2,1,0
+    msr     dbgbvr\n\()_el1, xzr
+    msr     dbgbcr\n\()_el1, xzr
+.endr
+1:  ret
+
+.global reset_watchpoints
+reset_watchpoints:
+    adr     x1, 1f
+    sub     x1, x1, x0, lsl #3
+    br      x1
+.irp    n, 15,14,13,12,11,10,9,8,7,6,5,4,3,2,1,0
+    msr     dbgwvr\n\()_el1, xzr
+    msr     dbgwcr\n\()_el1, xzr
+.endr
+1:  ret

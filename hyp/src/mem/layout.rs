@@ -6,6 +6,8 @@ use smmu::addr::{PAGE_SIZE, Pa};
 
 /// Bytes of every stack but the first CPU's.
 const STACK_SIZE: u64 = 32768;
+/// Bytes of every emergency stack with its guard; `vectors.S` counts in them too.
+const EMERGENCY_STRIDE: u64 = 1 << 14;
 
 unsafe extern "C" {
     static __image_start: u8;
@@ -14,7 +16,6 @@ unsafe extern "C" {
     static __stacks_start: u8;
     static __first_stack_end: u8;
     static __emergency_stack_start: u8;
-    static __emergency_stack_end: u8;
     static __image_end: u8;
 }
 
@@ -56,7 +57,8 @@ pub fn stack(number: usize) -> Range<Pa> {
     }
 }
 
-/// The stack for exceptions that EL2 takes itself; the page below is a guard.
-pub fn emergency_stack() -> Range<Pa> {
-    symbol!(__emergency_stack_start).add(PAGE_SIZE)..symbol!(__emergency_stack_end)
+/// CPU `number`'s stack for exceptions that EL2 takes itself; the page below is a guard.
+pub fn emergency_stack(number: usize) -> Range<Pa> {
+    let guard = symbol!(__emergency_stack_start).add(number as u64 * EMERGENCY_STRIDE);
+    guard.add(PAGE_SIZE)..guard.add(EMERGENCY_STRIDE)
 }

@@ -85,8 +85,8 @@ impl Map {
         map.add(layout::data(), Use::Data);
         for cpu in 0..crate::arch::cpu::MAX_CPUS {
             map.add(layout::stack(cpu), Use::Data);
+            map.add(layout::emergency_stack(cpu), Use::Data);
         }
-        map.add(layout::emergency_stack(), Use::Data);
         map
     }
 
@@ -107,7 +107,7 @@ impl Map {
                 purpose.attributes(),
                 Constraints::empty(),
             )
-            .unwrap_or_else(|error| panic!("EL2 map of {range:?}: {error}"));
+            .unwrap_or_else(|_| panic!("EL2 cannot map {} to {}", range.start, range.end));
     }
 
     /// Makes this the map of this CPU, in place of the boot map. More can be added afterwards.

@@ -4,13 +4,12 @@ use core::fmt;
 use core::ops::RangeInclusive;
 
 use platform::dt::Window;
-use smmu::ports::Clock;
 
 use super::allocate::{BridgeWindows, Passes, Range, Spaces};
 use super::quiesce::to_d0;
 use super::{
-    Bar, BarKind, Bdf, Bridge, Capabilities, Config, ConfigSpace, Function, Kind, Pin, Port,
-    Topology, reg,
+    Bar, BarKind, Bdf, Bridge, Capabilities, Config, ConfigSpace, Function, Kind, Patience, Pin,
+    Port, Topology, reg,
 };
 
 /// The most bridges between a function and the root.
@@ -76,7 +75,7 @@ impl core::error::Error for PciError {}
 /// # Errors
 ///
 /// See [`PciError`].
-pub fn enumerate<H: ConfigSpace + Clock>(
+pub fn enumerate<H: ConfigSpace + Patience>(
     hardware: &H,
     buses: RangeInclusive<u8>,
     windows: &[Window],
@@ -105,7 +104,7 @@ struct Walk<'a, H> {
     surplus: Option<Bdf>,
 }
 
-impl<H: ConfigSpace + Clock> Walk<'_, H> {
+impl<H: ConfigSpace + Patience> Walk<'_, H> {
     fn config(&self, at: Bdf) -> Config<'_, H> {
         Config::new(self.hardware, at)
     }

@@ -9,7 +9,10 @@ use platform::pcie::{InterruptMap, IntxEntry};
 use smmu::addr::Pa;
 use smmu::ports::Clock;
 
-use super::{Bdf, ConfigSpace, DeviceMemory, Topology, Width, enumerate, registers as reg};
+use super::{
+    Bdf, BusError, ConfigSpace, DeviceMemory, Patience, Topology, Width, enumerate,
+    registers as reg,
+};
 
 /// Where the next capability goes, and what a function's space looks like.
 #[derive(Clone)]
@@ -348,6 +351,9 @@ impl Fake {
 pub(crate) struct World {
     pub(crate) fakes: RefCell<Vec<Fake>>,
     time: Cell<u64>,
+    /// When whoever waits last looked after what cannot wait.
+    attended: Cell<u64>,
+    longest_unattended: Cell<u64>,
     /// What went wrong.
     violations: RefCell<Vec<String>>,
     /// Whether an endpoint may get the bus master bit now.
@@ -369,6 +375,8 @@ impl World {
         let world = Self {
             fakes: RefCell::default(),
             time: Cell::new(0),
+            attended: Cell::new(0),
+            longest_unattended: Cell::new(0),
             violations: RefCell::default(),
             mastering: Cell::new(false),
             windows: vec![
@@ -534,32 +542,48 @@ impl ConfigSpace for World {
 }
 
 impl DeviceMemory for World {
-    fn load(&self, at: Pa, _: Width) -> u64 {
-        let Some((index, offset)) = self.structure(at) else { return u32::MAX.into() };
+    fn load(&self, at: Pa, _: Width) -> Result<u64, BusError> {
+        let Some((index, offset)) = self.structure(at) else { return Err(BusError) };
         let fake = &self.fakes.borrow()[index];
-        match (offset, fake.select) {
+        Ok(match (offset, fake.select) {
             (20, _) => fake.status.into(),
             (0, select) => select.into(),
             (4, select @ (0 | 1)) => fake.features >> (32 * select) & u64::from(u32::MAX),
             _ => 0,
-        }
+        })
     }
 
-    fn store(&self, at: Pa, _: Width, value: u64) {
-        let Some((index, offset)) = self.structure(at) else { return };
+    fn store(&self, at: Pa, _: Width, value: u64) -> Result<(), BusError> {
+        let Some((index, offset)) = self.structure(at) else { return Err(BusError) };
         let fake = &mut self.fakes.borrow_mut()[index];
         match offset {
             0 => fake.select = value as u32,
             20 if fake.resettable => fake.status = value as u8,
             _ => {}
         }
+        Ok(())
     }
 }
 
 impl Clock for World {
     fn now_us(&self) -> u64 {
         self.time.set(self.time.get() + 100);
+        let unattended = self.time.get() - self.attended.get();
+        self.longest_unattended.set(self.longest_unattended.get().max(unattended));
         self.time.get()
+    }
+}
+
+impl World {
+    /// The longest time in microseconds that passed without a look at what cannot wait.
+    pub(crate) fn longest_unattended_us(&self) -> u64 {
+        self.longest_unattended.get()
+    }
+}
+
+impl Patience for World {
+    fn meanwhile(&self) {
+        self.attended.set(self.time.get());
     }
 }
 

@@ -6,12 +6,11 @@
 //! bits, or a virtio device its status.
 
 use heapless::Vec;
-use smmu::ports::Clock;
 
 use super::virtio;
 use super::{
     Bdf, Bridge, Capabilities, Config, ConfigSpace, DeviceMemory, Function, Kind, MAX_VM_FUNCTIONS,
-    Port, Topology, reg,
+    Patience, Port, Topology, reg,
 };
 
 /// How long outstanding requests may take to complete or to time out, in microseconds. The default completion
@@ -129,7 +128,7 @@ pub fn bus_master_off<C: ConfigSpace>(space: &C, function: &Function) -> bool {
 /// Afterwards bus master is off, BARs decode where they were placed, the interrupt pin is enabled or disabled
 /// as it was, and the other registers that EL2 lets a guest write are as they were. A call takes at most about
 /// four seconds, and two more for every bus that it resets: it must not hold what another VM waits for (C7).
-pub fn quiesce<H: ConfigSpace + DeviceMemory + Clock>(
+pub fn quiesce<H: ConfigSpace + DeviceMemory + Patience>(
     hardware: &H,
     topology: &Topology,
     requests: &[Request],
@@ -168,7 +167,7 @@ pub(crate) enum Method {
 
 /// Resets a function because its guest asked for it, and leaves every register as after a reset, but BARs
 /// placed and decoding.
-pub(crate) fn reset_to_cold<H: ConfigSpace + Clock>(
+pub(crate) fn reset_to_cold<H: ConfigSpace + Patience>(
     hardware: &H,
     function: &Function,
     method: Method,
@@ -181,7 +180,7 @@ pub(crate) fn reset_to_cold<H: ConfigSpace + Clock>(
 }
 
 /// Brings a function into D0, if it is in another power state.
-pub(super) fn to_d0<H: ConfigSpace + Clock>(hardware: &H, config: &Config<'_, H>, power: u16) {
+pub(super) fn to_d0<H: ConfigSpace + Patience>(hardware: &H, config: &Config<'_, H>, power: u16) {
     if config.read16(power + reg::POWER_CONTROL) & reg::POWER_STATE != 0 {
         set_power(config, power, 0);
         wait(hardware, POWER_US);
@@ -193,15 +192,15 @@ fn set_power<C: ConfigSpace>(config: &Config<'_, C>, power: u16, state: u16) {
     config.write16(power + reg::POWER_CONTROL, state);
 }
 
-fn wait(clock: &impl Clock, us: u64) {
+fn wait(clock: &impl Patience, us: u64) {
     wait_until(clock, us, || false);
 }
 
 /// Waits until `done`, but at most `us` microseconds.
-fn wait_until(clock: &impl Clock, us: u64, done: impl Fn() -> bool) {
+fn wait_until(clock: &impl Patience, us: u64, done: impl Fn() -> bool) {
     let start = clock.now_us();
     while !done() && clock.now_us().saturating_sub(start) < us {
-        core::hint::spin_loop();
+        clock.meanwhile();
     }
 }
 
@@ -304,7 +303,7 @@ impl<'a> Job<'a> {
 
     /// Puts the configuration back after a reset; returns whether the function was reset at all and can be
     /// used.
-    fn revive<H: ConfigSpace + Clock>(&self, hardware: &H) -> bool {
+    fn revive<H: ConfigSpace + Patience>(&self, hardware: &H) -> bool {
         let config = self.config(hardware);
         let function = self.function;
         // Where no command bit sticks there is nothing to see.
@@ -352,7 +351,7 @@ impl<'a> Job<'a> {
 }
 
 /// Resets every function that still needs it by `method`, all at the same time.
-fn run<H: ConfigSpace + Clock>(hardware: &H, jobs: &mut [Job<'_>], method: Method) {
+fn run<H: ConfigSpace + Patience>(hardware: &H, jobs: &mut [Job<'_>], method: Method) {
     let mut started = Vec::<usize, MAX_VM_FUNCTIONS>::new();
     for (index, job) in jobs.iter().enumerate() {
         if job.wants_reset() && job.start(hardware, method) {
@@ -388,7 +387,7 @@ fn run<H: ConfigSpace + Clock>(hardware: &H, jobs: &mut [Job<'_>], method: Metho
 }
 
 /// Resets every virtio device that still needs it.
-fn reset_virtio<H: ConfigSpace + DeviceMemory + Clock>(hardware: &H, jobs: &mut [Job<'_>]) {
+fn reset_virtio<H: ConfigSpace + DeviceMemory + Patience>(hardware: &H, jobs: &mut [Job<'_>]) {
     let mut started = Vec::<usize, MAX_VM_FUNCTIONS>::new();
     for (index, job) in jobs.iter().enumerate() {
         if job.wants_reset() && virtio::start_reset(hardware, job.function) {
@@ -405,7 +404,7 @@ fn reset_virtio<H: ConfigSpace + DeviceMemory + Clock>(hardware: &H, jobs: &mut 
 }
 
 /// Resets the buses of functions that still need it, where the owner owns everything on the bus.
-fn reset_buses<H: ConfigSpace + Clock>(hardware: &H, topology: &Topology, jobs: &mut [Job<'_>]) {
+fn reset_buses<H: ConfigSpace + Patience>(hardware: &H, topology: &Topology, jobs: &mut [Job<'_>]) {
     for index in 0..jobs.len() {
         if !jobs[index].wants_reset() {
             continue;

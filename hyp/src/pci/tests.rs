@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::vec::Vec;
 
 use platform::dt::WindowKind;
+use smmu::ports::Clock;
 
 use super::fake::{
     EDU, Fake, MEM_OFFSET, NVME, PLATFORM_FEATURES, VIRTIO_BLK, World, edu, es1370, interrupt_map,
@@ -652,6 +653,23 @@ fn a_function_that_never_finishes_or_never_returns_is_not_clean() {
     assert_eq!(done[1].how, How::Idle);
     let done = stop(&world, &topology, &["00:02.0"], Scope::All);
     assert_eq!((done[0].how, done[0].clean, done[0].usable), (How::BusMaster, false, false));
+}
+
+/// C7: resets and what is waited for before them take seconds, in which other VMs' events must be heard.
+#[test]
+fn nothing_that_cannot_wait_waits_for_functions() {
+    let world = zoo();
+    world.add(None, nvme(8));
+    world.add(None, Fake::new(9, 0, EDU, 0).mem32(0, 0x1000).express(0x40, 0, false).pending(0x40));
+    let topology = world.enumerate();
+    for text in ["00:08.0", "00:09.0", "01:00.0"] {
+        arm(&world, text);
+    }
+    let before = world.now_us();
+    let done = stop(&world, &topology, &["00:08.0", "00:09.0", "01:00.0"], Scope::All);
+    assert!(done.iter().any(|done| done.how == How::Flr));
+    assert!(world.now_us() - before > 100_000, "the reset was not waited for");
+    assert!(world.longest_unattended_us() < 10_000, "{} us", world.longest_unattended_us());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use core::fmt;
 
 use smmu::addr::Pa;
 
-use super::{Config, ConfigSpace, DeviceMemory, Function, Width, reg};
+use super::{BusError, Config, ConfigSpace, DeviceMemory, Function, Width, reg};
 
 /// The `cfg_type` of the common configuration structure (virtio 1.2, section 4.1.4).
 const COMMON_CFG: u8 = 1;
@@ -62,34 +62,37 @@ pub fn dma_check<H: ConfigSpace + DeviceMemory>(
         return Ok(());
     }
     let common = common_configuration(hardware, function).ok_or(Bypass::NoModernInterface)?;
-    hardware.store(common.add(DEVICE_FEATURE_SELECT), Width::Word, 1);
-    let features = hardware.load(common.add(DEVICE_FEATURE), Width::Word);
-    hardware.store(common.add(DEVICE_FEATURE_SELECT), Width::Word, 0);
-    // What is not there reads as all ones, and offers nothing.
-    if features & ACCESS_PLATFORM != 0 && features != u64::from(u32::MAX) {
-        Ok(())
-    } else {
-        Err(Bypass::NoAccessPlatform)
+    match features(hardware, common) {
+        // What is not there reads as all ones, and offers nothing.
+        Ok(features) if features & ACCESS_PLATFORM != 0 && features != u64::from(u32::MAX) => {
+            Ok(())
+        }
+        _ => Err(Bypass::NoAccessPlatform),
     }
 }
 
+/// Reads the second word of what the device offers.
+fn features(hardware: &impl DeviceMemory, common: Pa) -> Result<u64, BusError> {
+    hardware.store(common.add(DEVICE_FEATURE_SELECT), Width::Word, 1)?;
+    let features = hardware.load(common.add(DEVICE_FEATURE), Width::Word);
+    hardware.store(common.add(DEVICE_FEATURE_SELECT), Width::Word, 0)?;
+    features
+}
+
 /// Tells a virtio device to forget what it was told (virtio 1.2, section 2.4); `false` if it is none, or has no
-/// modern interface.
+/// modern interface that answers.
 pub(super) fn start_reset<H: ConfigSpace + DeviceMemory>(
     hardware: &H,
     function: &Function,
 ) -> bool {
-    let common = common_configuration(hardware, function);
-    if let Some(common) = common {
-        hardware.store(common.add(DEVICE_STATUS), Width::Byte, 0);
-    }
-    common.is_some()
+    common_configuration(hardware, function)
+        .is_some_and(|common| hardware.store(common.add(DEVICE_STATUS), Width::Byte, 0).is_ok())
 }
 
 /// Whether the reset of a virtio device has ended (virtio 1.2, section 4.1.4.3.2).
 pub(super) fn is_reset<H: ConfigSpace + DeviceMemory>(hardware: &H, function: &Function) -> bool {
     common_configuration(hardware, function)
-        .is_some_and(|common| hardware.load(common.add(DEVICE_STATUS), Width::Byte) == 0)
+        .is_some_and(|common| hardware.load(common.add(DEVICE_STATUS), Width::Byte) == Ok(0))
 }
 
 /// Returns where the common configuration structure of a virtio device is.

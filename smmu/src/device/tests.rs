@@ -459,6 +459,51 @@ fn a_stream_above_its_budget_is_muted_for_a_while_and_goes_on_working() {
     assert_eq!(machine.stream(DEVICE).mutes(), 2);
 }
 
+/// C7, on hardware with ATS: what `STE.S2R` does not govern takes *abort*, until the stream may be heard again.
+#[test]
+fn a_stream_that_muting_does_not_silence_aborts_for_a_while() {
+    let fake = Fake::new(QEMU_NESTED);
+    let mut streams = Streams::new();
+    let mut machine = Machine::new(&fake, &mut streams);
+    machine.open(DEVICE, VM, 1);
+    let flood = |machine: &mut Machine| {
+        (0..10).for_each(|_| fake.translated_dma(DEVICE.0, RAM));
+        machine.drain().len()
+    };
+    // Muted after these, although that does not help.
+    assert_eq!(flood(&mut machine), 10);
+    assert_eq!(machine.write(DEVICE, RAM), Outcome::Reaches(backing(1)));
+    // So this is too much.
+    assert_eq!(flood(&mut machine), 10);
+    assert_eq!(flood(&mut machine), 0);
+    assert_eq!(machine.write(DEVICE, RAM), Outcome::Aborts);
+    // After the time it works, and the next flood ends at once.
+    for round in 2..5 {
+        fake.now_us.set(fake.now_us.get() + 400_000);
+        assert_eq!(machine.drain(), []);
+        assert_eq!(machine.write(DEVICE, RAM), Outcome::Reaches(backing(1)));
+        assert_eq!(flood(&mut machine), 10);
+        assert_eq!(flood(&mut machine), 0);
+        assert_eq!(machine.write(DEVICE, RAM), Outcome::Aborts);
+        assert_eq!(machine.stream(DEVICE).mutes(), round);
+    }
+}
+
+/// What the queue holds when a stream is muted does not count against it again.
+#[test]
+fn a_muted_stream_is_not_blamed_for_what_came_before() {
+    let fake = Fake::new(QEMU_NESTED);
+    let mut streams = Streams::new();
+    let mut machine = Machine::new(&fake, &mut streams);
+    machine.open(DEVICE, VM, 1);
+    for _ in 0..30 {
+        machine.write(DEVICE, 0);
+    }
+    assert_eq!(machine.drain().len(), 30);
+    assert!(machine.stream(DEVICE).is_muted());
+    assert_eq!(machine.write(DEVICE, RAM), Outcome::Reaches(backing(1)));
+}
+
 #[test]
 fn an_overflow_is_noticed_and_survived() {
     for like_qemu in [false, true] {

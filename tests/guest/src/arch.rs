@@ -9,4 +9,5 @@ pub mod cpu;
 pub mod exception;
 pub mod mem;
 pub mod odd;
+pub mod state;
 pub mod tables;

@@ -63,3 +63,11 @@ pub fn system_off() -> ! {
         cpu::wait_for_interrupt();
     }
 }
+
+/// Starts the machine over.
+pub fn system_reset() -> ! {
+    loop {
+        psci(function::SYSTEM_RESET, [0; 3]);
+        cpu::wait_for_interrupt();
+    }
+}

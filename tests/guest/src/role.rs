@@ -1,6 +1,7 @@
 //! The roles.
 
 mod check;
+mod cold;
 mod irq;
 pub mod memory;
 mod probe;
@@ -30,6 +31,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
         "irq" => irq::run(machine),
         "probe" => probe::run(machine),
         "smmu" => smmu::run(machine),
+        "cold" => cold::run(machine),
         "smp" => smp::run(machine),
         "spin" => spin::run(machine),
         "stage1" => stage1::run(machine),

@@ -3,7 +3,8 @@
 //! All are meant to run inside [`super::exception::catch`].
 
 use core::arch::asm;
-use core::hint::black_box;
+
+use super::state;
 
 /// An instruction that works on memory at an address.
 pub type Access = (&'static str, fn(u64));
@@ -223,31 +224,7 @@ pub fn enable_vectors() {
 pub fn vectors_survive(between: impl FnOnce()) -> bool {
     let before: [u64; 64] =
         core::array::from_fn(|index| (index as u64 + 1) * 0x0101_0101_0101_0101);
-    let mut after = [0_u64; 64];
-    // SAFETY: reads 512 bytes at `before`; soft floating point leaves the vector registers to us.
-    unsafe {
-        asm!(
-            ".arch_extension fp", ".arch_extension simd",
-            "ldp q0, q1, [{0}]", "ldp q2, q3, [{0}, #32]", "ldp q4, q5, [{0}, #64]", "ldp q6, q7, [{0}, #96]",
-            "ldp q8, q9, [{0}, #128]", "ldp q10, q11, [{0}, #160]", "ldp q12, q13, [{0}, #192]",
-            "ldp q14, q15, [{0}, #224]", "ldp q16, q17, [{0}, #256]", "ldp q18, q19, [{0}, #288]",
-            "ldp q20, q21, [{0}, #320]", "ldp q22, q23, [{0}, #352]", "ldp q24, q25, [{0}, #384]",
-            "ldp q26, q27, [{0}, #416]", "ldp q28, q29, [{0}, #448]", "ldp q30, q31, [{0}, #480]",
-            in(reg) before.as_ptr(), options(nostack, readonly)
-        );
-    }
+    state::set_vectors(&before);
     between();
-    // SAFETY: writes 512 bytes at `after`.
-    unsafe {
-        asm!(
-            ".arch_extension fp", ".arch_extension simd",
-            "stp q0, q1, [{0}]", "stp q2, q3, [{0}, #32]", "stp q4, q5, [{0}, #64]", "stp q6, q7, [{0}, #96]",
-            "stp q8, q9, [{0}, #128]", "stp q10, q11, [{0}, #160]", "stp q12, q13, [{0}, #192]",
-            "stp q14, q15, [{0}, #224]", "stp q16, q17, [{0}, #256]", "stp q18, q19, [{0}, #288]",
-            "stp q20, q21, [{0}, #320]", "stp q22, q23, [{0}, #352]", "stp q24, q25, [{0}, #384]",
-            "stp q26, q27, [{0}, #416]", "stp q28, q29, [{0}, #448]", "stp q30, q31, [{0}, #480]",
-            in(reg) after.as_mut_ptr(), options(nostack)
-        );
-    }
-    black_box(after) == before
+    state::vectors() == before
 }

@@ -1,6 +1,6 @@
 //! BARs: they decode inside their window only, and never over anything else.
 
-use super::{Check, check, expect, is_vacant, memory};
+use super::{Check, answered, check, expect, is_vacant, memory};
 use crate::arch::{exception, mem};
 use crate::edu::{self, Edu};
 use crate::machine::Machine;
@@ -10,6 +10,7 @@ const MOVES: u64 = 64;
 const SEED: u32 = 0xba5e_0000;
 
 pub fn probe(machine: &Machine, bus: &Bus<'_>, edu: Edu) -> Result<(), &'static str> {
+    widths(bus);
     let function = edu.function;
     let (home, bar) = home_of(function)?;
     let answers = |address| exception::catch(|| mem::read32(address)) == Ok(edu::IDENTIFICATION);
@@ -80,6 +81,24 @@ pub fn probe(machine: &Machine, bus: &Bus<'_>, edu: Edu) -> Result<(), &'static 
     place(function, bar, home);
     check("bar-back-home", answers(home), format_args!("nothing at {home:#x}"));
     Ok(())
+}
+
+/// Registers of every device, in every width: a device may refuse, but whatever it answers is the guest's.
+fn widths(bus: &Bus<'_>) {
+    let mut check = Check::new("device-any-width");
+    for function in pci::functions(bus.bridge) {
+        for bar in function.bars() {
+            let address = function.bar_address(bar);
+            for seen in [
+                exception::catch(|| _ = mem::read8(address)),
+                exception::catch(|| _ = mem::read16(address)),
+                exception::catch(|| _ = mem::read32(address)),
+                exception::catch(|| _ = mem::read64(address)),
+            ] {
+                check.that(answered(seen), format_args!("{function}: {seen:x?} at {address:#x}"));
+            }
+        }
+    }
 }
 
 /// The first memory BAR and where it is; decoding is off meanwhile.

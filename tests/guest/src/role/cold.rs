@@ -1,0 +1,34 @@
+//! The cold boot: checks that nobody left anything in this CPU, leaves something in everything, and starts over.
+
+use super::{Check, done};
+use crate::arch::state::{self, EVERYWHERE, POINTER_AUTHENTICATION, Register};
+use crate::arch::{exception, odd};
+use crate::machine::Machine;
+use crate::psci;
+
+pub fn run(_machine: &Machine) -> Result<(), &'static str> {
+    odd::enable_vectors();
+    let mut clean = Check::new("cold-vectors");
+    clean.same(state::vectors(), [0; 64]);
+    drop(clean);
+    let mut clean = Check::new("cold-registers");
+    let registers = EVERYWHERE.iter().chain(
+        has_pointer_authentication().then_some(&POINTER_AUTHENTICATION).into_iter().flatten(),
+    );
+    for Register { name, read, soil } in registers {
+        let seen = exception::catch(read);
+        clean.that(seen == Ok(0), format_args!("{name}: {seen:x?}"));
+        let seen = exception::catch(soil);
+        clean.that(seen.is_ok(), format_args!("{name} cannot be written: {seen:x?}"));
+    }
+    drop(clean);
+    state::set_vectors(&[u64::MAX; 64]);
+    done("cold");
+    psci::system_reset()
+}
+
+/// `ID_AA64ISAR1_EL1`: APA, API; with either there are GPA or GPI on every CPU known here.
+fn has_pointer_authentication() -> bool {
+    const ISAR1: usize = 5 * 8 + 1;
+    exception::catch(odd::IDENTIFICATION[ISAR1].read).is_ok_and(|value| value & 0xff0 != 0)
+}
