@@ -15,6 +15,8 @@ fn main() {
             "-znotext",
             "-zmax-page-size=4096",
             "--build-id=none",
+            // Functions that are the same instructions for several types are there once; nobody compares their addresses.
+            "--icf=all",
         ] {
             println!("cargo::rustc-link-arg-bins={argument}");
         }

@@ -87,7 +87,7 @@ impl Iommu {
     fn drain(&self, driver: &mut Driver) -> Result<bool, HostError> {
         let mut heard = 0_u32;
         let drained = driver.drain_events(EVENTS_AT_ONCE, &mut |event, owner| {
-            log::debug!("{event:?} of {owner:?}");
+            log::debug!("{} of stream {}", event.kind.name(), event.sid);
             let Some(VmIndex(owner)) = owner else { return };
             let vm = machine::vms().nth(owner.into());
             if let Some(smmu) = vm.and_then(|vm| vm.smmu.as_ref()) {

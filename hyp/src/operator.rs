@@ -9,15 +9,17 @@ use crate::life::Next;
 use crate::vm::Vm;
 use crate::{machine, report, teardown};
 
-/// The line so far; `None` once it is too long to be a command.
+/// The line so far; `None` once it can be no command.
 static LINE: Mutex<Option<String<MAX_LINE>>> = Mutex::new(Some(String::new()));
 
 /// Takes one typed byte, and obeys at the end of a line.
 pub fn receive(byte: u8) {
     let mut line = LINE.lock();
     if !matches!(byte, b'\n' | b'\r') {
+        // What is no text is in no command, and must not drive a terminal.
+        let text = matches!(byte, b'\t' | b' '..=b'~');
         let fits = line.as_mut().is_some_and(|line| line.push(byte.into()).is_ok());
-        if !fits {
+        if !(text && fits) {
             *line = None;
         }
         return;
@@ -28,9 +30,11 @@ pub fn receive(byte: u8) {
         Some(text) if text.trim().is_empty() => {}
         Some(text) => match text.parse() {
             Ok(command) => obey(command),
-            Err(error) => log::warn!("operator: {text:?}: {error}"),
+            Err(error) => log::warn!("operator: \"{text}\": {error}"),
         },
-        None => log::warn!("operator: a line of more than {MAX_LINE} characters was ignored"),
+        None => log::warn!(
+            "operator: a line of more than {MAX_LINE} characters, or not of text, was ignored"
+        ),
     }
 }
 

@@ -112,6 +112,7 @@ impl fmt::Display for Refusal {
 /// # Errors
 ///
 /// The first claim that cannot be granted.
+#[inline(never)]
 pub fn check(
     vms: &[VmConfig<'_>],
     facts: &Machine,

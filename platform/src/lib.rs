@@ -13,4 +13,5 @@ pub mod name;
 pub mod operator;
 pub mod pcie;
 pub mod report;
+pub mod sort;
 pub mod text;

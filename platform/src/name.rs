@@ -26,7 +26,14 @@ impl fmt::Display for NameError {
             Self::Empty => f.write_str("the name is empty"),
             Self::TooLong => write!(f, "the name is longer than {NAME_LEN} characters"),
             Self::Character(character) => {
-                write!(f, "a name cannot contain {character:?}: use a-z, 0-9 and -")
+                f.write_str("a name cannot contain ")?;
+                // What is not plain text must not drive a terminal.
+                if character.is_ascii_graphic() {
+                    write!(f, "'{character}'")?;
+                } else {
+                    write!(f, "U+{:04X}", u32::from(*character))?;
+                }
+                f.write_str(": use a-z, 0-9 and -")
             }
             Self::Reserved => write!(f, "the name {HYPERVISOR} belongs to the hypervisor"),
         }

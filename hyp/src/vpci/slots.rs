@@ -47,7 +47,7 @@ pub(super) fn assign(
             physical.push(line).map_err(|_| VpciError::TooManyLines)?;
         }
     }
-    physical.sort_unstable_by_key(|line| line.intid);
+    platform::sort::by_key(&mut physical, |line| line.intid);
     let line_of = |function: &Function| {
         let intid = interrupt(function)?.intid;
         physical.iter().position(|line| line.intid == intid)

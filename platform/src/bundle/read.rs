@@ -30,6 +30,7 @@ impl<'a> Bundle<'a> {
     /// # Errors
     ///
     /// A [`BundleError`] names the first node or VM that is wrong.
+    #[inline(never)]
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BundleError> {
         let whole = |problem| BundleError { place: place(&["/"]), problem };
         let root = Tree::open(bytes).map_err(|error| whole(Problem::NotATree(error)))?.root();
@@ -58,6 +59,7 @@ impl<'a> Bundle<'a> {
     /// # Errors
     ///
     /// [`Problem::WrongHash`] for the first image whose data changed on the way.
+    #[inline(never)]
     pub fn verify(&self) -> Result<(), BundleError> {
         for node in self.images.children() {
             let at = At { node, path: place(&["/images/", node.name()]) };
@@ -146,6 +148,7 @@ impl<'a> At<'a> {
     }
 }
 
+#[inline(never)]
 fn vm<'a>(at: &At<'a>, images: Node<'a>) -> Result<VmConfig<'a>, BundleError> {
     at.only_known(key::OF_VM)?;
     let name = at.text(key::NAME)?.ok_or_else(|| at.error(Problem::NoProperty(key::NAME)))?;

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::fdt::{self, Node, Tree};
 use crate::pcie::IommuMap;
+use crate::sort;
 
 /// What a machine without one is told.
 const GIC: &str = "GICv3";
@@ -28,6 +29,7 @@ const SMMU_REGISTERS: u64 = 0x2_0000;
 /// # Errors
 ///
 /// A [`Refusal`] names the first node that is missing or not understood.
+#[inline(never)]
 pub fn discover(dtb: &[u8]) -> Result<Machine, Refusal> {
     let tree = tree::open(dtb)?;
     let root = Level::root(tree);
@@ -65,8 +67,9 @@ pub fn discover(dtb: &[u8]) -> Result<Machine, Refusal> {
         }
         Ok(())
     })?;
-    UartOrder::sort(&mut uarts);
-    found.memory.sort_unstable_by_key(|range| range.base);
+    // The tree's order decides between equals.
+    sort::by_key(&mut uarts, |(rank, _)| *rank);
+    sort::by_key(&mut found.memory, |range| range.base);
 
     let missing = |what| tree::at_root(Problem::NoNode(what));
     let chosen = chosen(&root)?;
@@ -299,17 +302,6 @@ impl<'t> UartOrder<'t> {
     fn rank(&self, node: Node<'t>) -> usize {
         let ranks = self.0.iter().filter(|(ranked, _)| *ranked == node).map(|(_, rank)| *rank);
         ranks.min().unwrap_or(usize::MAX)
-    }
-
-    /// Sorts by rank; the tree's order decides between equals.
-    fn sort(uarts: &mut [(usize, Uart)]) {
-        for end in 1..uarts.len() {
-            let mut at = end;
-            while at > 0 && uarts[at - 1].0 > uarts[at].0 {
-                uarts.swap(at - 1, at);
-                at -= 1;
-            }
-        }
     }
 }
 
