@@ -11,8 +11,10 @@ mod allocate;
 mod capability;
 mod config;
 mod enumerate;
-#[cfg(test)]
-pub(crate) mod fake;
+/// Only where there is no hardware: for tests and fuzzing. Its builders are named after what they build.
+#[cfg(not(target_os = "none"))]
+#[allow(missing_docs)]
+pub mod fake;
 mod function;
 mod quiesce;
 pub(crate) mod registers;

@@ -34,6 +34,10 @@
 
 mod interrupt;
 mod lists;
+/// Only where there is no hardware: for tests and fuzzing. Its parts are named as the architecture names them.
+#[cfg(not(target_os = "none"))]
+#[allow(missing_docs)]
+pub mod model;
 mod registers;
 #[cfg(test)]
 mod tests;

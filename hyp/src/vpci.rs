@@ -13,6 +13,10 @@
 //! (C5): [`Effects::bus_master`] reports it.
 
 mod capability;
+/// Only where there is no hardware: for tests and fuzzing. Its parts are named after what they stand for.
+#[cfg(not(target_os = "none"))]
+#[allow(missing_docs)]
+pub mod fake;
 mod function;
 mod slots;
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::exit::{Exit, bad_input};
 use crate::request::Request;
 use crate::setup::{self, State};
 use crate::suite::{self, Scope};
-use crate::{ci, run, soak};
+use crate::{ci, fuzz, run, soak};
 
 /// Portcullis: set up what is missing, build, boot in QEMU, judge.
 #[derive(Debug, Parser)]
@@ -238,6 +238,9 @@ pub struct FuzzArgs {
     /// For how long.
     #[arg(long, value_name = "N", default_value_t = 60)]
     pub seconds: u64,
+    /// How many inputs at most.
+    #[arg(long, value_name = "N")]
+    pub runs: Option<u64>,
 }
 
 /// `cargo xtask setup`.
@@ -307,10 +310,13 @@ impl Command {
             Self::Bench(_) => Err(bad_input(
                 "there is no bench in this version; it has `qemu`, `test`, `soak`, `setup` and `ci`",
             )),
-            Self::Fuzz(args) => Err(bad_input(format!(
-                "there is no fuzz target named `{}`: this version has none",
-                args.target
-            ))),
+            Self::Fuzz(args) => {
+                let programs = fuzz::Programs::build(std::slice::from_ref(&args.target))?;
+                let limit = fuzz::Limit { seconds: args.seconds, runs: args.runs };
+                let outcome = programs.fuzz(&args.target, limit)?;
+                println!("{}: {outcome}", args.target);
+                Ok(outcome.exit())
+            }
             Self::Setup(args) => set_up(&args),
             Self::Ci => {
                 let tally = ci::run(&setup::Options::default())?;

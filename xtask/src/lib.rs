@@ -15,6 +15,7 @@ pub mod cli;
 pub mod coverage;
 pub mod device;
 pub mod exit;
+pub mod fuzz;
 pub mod image;
 pub mod kernel;
 pub mod linux;

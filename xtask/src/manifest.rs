@@ -104,7 +104,16 @@ pub fn read(path: &Path) -> Result<Vm> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         bad_input(format!("{}: {error}: name a readable manifest", path.display()))
     })?;
-    let source = Source { path, text: &text };
+    parse(path, &text)
+}
+
+/// Reads the manifest `text` as that of `path`, and the files it names.
+///
+/// # Errors
+///
+/// Bad input, with file, line and key.
+pub fn parse(path: &Path, text: &str) -> Result<Vm> {
+    let source = Source { path, text };
     let raw = source.decode()?;
     source.check(raw)
 }

@@ -16,11 +16,11 @@ use super::{
 
 /// Where the next capability goes, and what a function's space looks like.
 #[derive(Clone)]
-pub(crate) struct Fake {
+pub struct Fake {
     parent: Option<usize>,
     device: u8,
     function: u8,
-    pub(crate) config: Vec<u8>,
+    pub config: Vec<u8>,
     writable: Vec<u8>,
     clears: Vec<u8>,
     cold: Vec<u8>,
@@ -32,22 +32,22 @@ pub(crate) struct Fake {
     flr: Option<(u16, u8)>,
     power: Option<u16>,
     /// Whether function-level reset, D3hot and bus reset do anything.
-    pub(crate) resettable: bool,
+    pub resettable: bool,
     /// Whether it never answers again after a reset.
-    pub(crate) fragile: bool,
-    pub(crate) gone: bool,
-    pub(crate) resets: u32,
+    pub fragile: bool,
+    pub gone: bool,
+    pub resets: u32,
     /// For virtio: features, the selector, and where the common configuration is.
     features: u64,
     select: u32,
     /// The device status of virtio; it resets unless `resettable` is false.
-    pub(crate) status: u8,
+    pub status: u8,
     common: Option<(usize, u32)>,
     bars: [u64; 6],
 }
 
 impl Fake {
-    pub(crate) fn new(device: u8, function: u8, id: u32, class: u32) -> Self {
+    pub fn new(device: u8, function: u8, id: u32, class: u32) -> Self {
         let mut fake = Self {
             parent: None,
             device,
@@ -86,7 +86,7 @@ impl Fake {
         self.config[at.into()..][..4].copy_from_slice(&value.to_le_bytes());
     }
 
-    pub(crate) fn put16(&mut self, at: u16, value: u16) {
+    pub fn put16(&mut self, at: u16, value: u16) {
         self.config[at.into()..][..2].copy_from_slice(&value.to_le_bytes());
     }
 
@@ -98,31 +98,31 @@ impl Fake {
         self.writable[at.into()..][..2].copy_from_slice(&mask.to_le_bytes());
     }
 
-    pub(crate) fn get16(&self, at: u16) -> u16 {
+    pub fn get16(&self, at: u16) -> u16 {
         u16::from_le_bytes([self.config[usize::from(at)], self.config[usize::from(at) + 1]])
     }
 
-    pub(crate) fn get32(&self, at: u16) -> u32 {
+    pub fn get32(&self, at: u16) -> u32 {
         u32::from(self.get16(at)) | u32::from(self.get16(at + 2)) << 16
     }
 
-    pub(crate) fn pin(mut self, pin: u8) -> Self {
+    pub fn pin(mut self, pin: u8) -> Self {
         self.config[0x3d] = pin;
         self
     }
 
     /// What firmware left in the command register.
-    pub(crate) fn command(mut self, command: u16) -> Self {
+    pub fn command(mut self, command: u16) -> Self {
         self.put16(reg::COMMAND, command);
         self
     }
 
-    pub(crate) fn multi_function(mut self) -> Self {
+    pub fn multi_function(mut self) -> Self {
         self.config[0x0e] |= 0x80;
         self
     }
 
-    pub(crate) fn io(mut self, index: u16, size: u32) -> Self {
+    pub fn io(mut self, index: u16, size: u32) -> Self {
         self.put32(0x10 + 4 * index, 1);
         self.rw32(0x10 + 4 * index, size.wrapping_neg());
         self.bars[usize::from(index)] = size.into();
@@ -130,19 +130,19 @@ impl Fake {
     }
 
     /// An I/O BAR whose upper address bits do not exist.
-    pub(crate) fn io16(mut self, index: u16, size: u32) -> Self {
+    pub fn io16(mut self, index: u16, size: u32) -> Self {
         self = self.io(index, size);
         self.rw32(0x10 + 4 * index, size.wrapping_neg() & 0xffff);
         self
     }
 
-    pub(crate) fn mem32(mut self, index: u16, size: u32) -> Self {
+    pub fn mem32(mut self, index: u16, size: u32) -> Self {
         self.rw32(0x10 + 4 * index, size.wrapping_neg());
         self.bars[usize::from(index)] = size.into();
         self
     }
 
-    pub(crate) fn mem64(mut self, index: u16, size: u64, prefetchable: bool) -> Self {
+    pub fn mem64(mut self, index: u16, size: u64, prefetchable: bool) -> Self {
         self.put32(0x10 + 4 * index, if prefetchable { 0xc } else { 4 });
         self.rw32(0x10 + 4 * index, size.wrapping_neg() as u32);
         self.rw32(0x14 + 4 * index, (size.wrapping_neg() >> 32) as u32);
@@ -151,7 +151,7 @@ impl Fake {
     }
 
     /// Appends a standard capability.
-    pub(crate) fn cap(mut self, id: u8, at: u16) -> Self {
+    pub fn cap(mut self, id: u8, at: u16) -> Self {
         self.config[6] |= 0x10;
         let link = if self.last_cap == 0 { 0x34 } else { self.last_cap + 1 };
         self.config[usize::from(link)] = at as u8;
@@ -161,7 +161,7 @@ impl Fake {
     }
 
     /// Appends an extended capability.
-    pub(crate) fn ext(mut self, id: u16, at: u16) -> Self {
+    pub fn ext(mut self, id: u16, at: u16) -> Self {
         if self.last_ext != 0 {
             let header = self.get32(self.last_ext) | u32::from(at) << 20;
             self.put32(self.last_ext, header);
@@ -180,50 +180,50 @@ impl Fake {
         self
     }
 
-    pub(crate) fn msi(self, at: u16) -> Self {
+    pub fn msi(self, at: u16) -> Self {
         self.cap(reg::CAP_MSI, at).trap(at + 2, reg::MSI_ENABLE, at + 2..at + 14)
     }
 
-    pub(crate) fn msix(self, at: u16) -> Self {
+    pub fn msix(self, at: u16) -> Self {
         self.cap(reg::CAP_MSIX, at).trap(at + 2, reg::MSIX_ENABLE, at + 2..at + 4)
     }
 
-    pub(crate) fn ats(self, at: u16) -> Self {
+    pub fn ats(self, at: u16) -> Self {
         self.ext(reg::EXT_ATS, at).trap(at + 6, reg::ATS_ENABLE, at + 6..at + 8)
     }
 
-    pub(crate) fn pri(self, at: u16) -> Self {
+    pub fn pri(self, at: u16) -> Self {
         self.ext(reg::EXT_PRI, at).trap(at + 4, reg::PRI_ENABLE, at + 4..at + 6)
     }
 
-    pub(crate) fn pasid(self, at: u16) -> Self {
+    pub fn pasid(self, at: u16) -> Self {
         self.ext(reg::EXT_PASID, at).trap(at + 6, reg::PASID_ENABLE, at + 6..at + 8)
     }
 
-    pub(crate) fn sriov(self, at: u16) -> Self {
+    pub fn sriov(self, at: u16) -> Self {
         self.ext(reg::EXT_SRIOV, at).trap(at + 8, reg::SRIOV_ENABLE, at + 8..at + 10)
     }
 
     /// Advanced error reporting, resizable BARs or anything else that a guest may not touch.
-    pub(crate) fn opaque_ext(self, id: u16, at: u16) -> Self {
+    pub fn opaque_ext(self, id: u16, at: u16) -> Self {
         self.ext(id, at).trap(at + 4, u16::MAX, at + 4..at + 32)
     }
 
-    pub(crate) fn serial(mut self, at: u16, value: u64) -> Self {
+    pub fn serial(mut self, at: u16, value: u64) -> Self {
         self = self.ext(reg::EXT_SERIAL, at);
         self.put32(at + 4, value as u32);
         self.put32(at + 8, (value >> 32) as u32);
         self
     }
 
-    pub(crate) fn acs(mut self, at: u16) -> Self {
+    pub fn acs(mut self, at: u16) -> Self {
         self = self.ext(reg::EXT_ACS, at);
         self.put16(at + 4, 0x5f);
         self.rw16(at + 6, 0x5f);
         self
     }
 
-    pub(crate) fn power(mut self, at: u16, no_soft_reset: bool) -> Self {
+    pub fn power(mut self, at: u16, no_soft_reset: bool) -> Self {
         self = self.cap(reg::CAP_POWER, at);
         self.put16(at + 2, 0xfe03);
         self.put16(at + 4, if no_soft_reset { 8 } else { 0 });
@@ -233,7 +233,7 @@ impl Fake {
     }
 
     /// PCI Express with device type `port`.
-    pub(crate) fn express(mut self, at: u16, port: u16, flr: bool) -> Self {
+    pub fn express(mut self, at: u16, port: u16, flr: bool) -> Self {
         self = self.cap(reg::CAP_EXPRESS, at);
         self.put16(at + 2, 2 | port << 4);
         self.put32(at + 4, 0x8021 | if flr { reg::DEVICE_CAPABILITIES_FLR } else { 0 });
@@ -248,7 +248,7 @@ impl Fake {
         self
     }
 
-    pub(crate) fn advanced(mut self, at: u16) -> Self {
+    pub fn advanced(mut self, at: u16) -> Self {
         self = self.cap(reg::CAP_ADVANCED, at);
         self.config[usize::from(at) + 2] = 6;
         self.config[usize::from(at) + 3] = 3;
@@ -257,7 +257,7 @@ impl Fake {
     }
 
     /// A virtio structure of type `kind` at `offset` into BAR `bar`.
-    pub(crate) fn virtio(mut self, at: u16, kind: u8, bar: u8, offset: u32, length: u32) -> Self {
+    pub fn virtio(mut self, at: u16, kind: u8, bar: u8, offset: u32, length: u32) -> Self {
         self = self.cap(reg::CAP_VENDOR, at);
         let bytes = if kind == 5 || kind == 2 { 20 } else { 16 };
         self.config[usize::from(at) + 2] = bytes;
@@ -273,18 +273,18 @@ impl Fake {
         self
     }
 
-    pub(crate) fn features(mut self, features: u64) -> Self {
+    pub fn features(mut self, features: u64) -> Self {
         self.features = features;
         self
     }
 
     /// Requests that never complete.
-    pub(crate) fn pending(mut self, express: u16) -> Self {
+    pub fn pending(mut self, express: u16) -> Self {
         self.config[usize::from(express) + 10] |= 0x20;
         self
     }
 
-    pub(crate) fn bridge(device: u8, port: Option<u16>) -> Self {
+    pub fn bridge(device: u8, port: Option<u16>) -> Self {
         let mut fake = Self::new(device, 0, 0x000c_1b36, 0x06_0400);
         fake.config[0x0e] = 1;
         fake.put32(reg::SUBSYSTEM, 0);
@@ -308,11 +308,11 @@ impl Fake {
         }
     }
 
-    pub(crate) fn is_bridge(&self) -> bool {
+    pub fn is_bridge(&self) -> bool {
         self.config[0x0e] & 0x7f == 1
     }
 
-    pub(crate) fn armed(&self) -> bool {
+    pub fn armed(&self) -> bool {
         self.config[4] & 4 != 0
     }
 
@@ -329,7 +329,7 @@ impl Fake {
     }
 
     /// The bus addresses that BAR `index` answers to now.
-    pub(crate) fn decoded(&self, index: usize) -> Option<Range<u64>> {
+    pub fn decoded(&self, index: usize) -> Option<Range<u64>> {
         let at = 0x10 + 4 * index as u16;
         let low = self.get32(at);
         let io = low & 1 != 0;
@@ -348,8 +348,8 @@ impl Fake {
 }
 
 /// Everything together: a host bridge, a clock that runs when it is looked at, and notes.
-pub(crate) struct World {
-    pub(crate) fakes: RefCell<Vec<Fake>>,
+pub struct World {
+    pub fakes: RefCell<Vec<Fake>>,
     time: Cell<u64>,
     /// When whoever waits last looked after what cannot wait.
     attended: Cell<u64>,
@@ -357,12 +357,12 @@ pub(crate) struct World {
     /// What went wrong.
     violations: RefCell<Vec<String>>,
     /// Whether an endpoint may get the bus master bit now.
-    pub(crate) mastering: Cell<bool>,
-    pub(crate) windows: Vec<Window>,
+    pub mastering: Cell<bool>,
+    pub windows: Vec<Window>,
 }
 
 /// Offset from bus to CPU addresses, so that nobody confuses them.
-pub(crate) const MEM_OFFSET: u64 = 0x40_0000_0000;
+pub const MEM_OFFSET: u64 = 0x40_0000_0000;
 
 fn window(kind: WindowKind, pci: u64, size: u64, offset: u64) -> Window {
     let cpu = platform::dt::Range { base: Pa::new(pci + offset), size };
@@ -370,7 +370,7 @@ fn window(kind: WindowKind, pci: u64, size: u64, offset: u64) -> Window {
 }
 
 impl World {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let host = Fake::new(0, 0, 0x0008_1b36, 0x06_0000);
         let world = Self {
             fakes: RefCell::default(),
@@ -390,7 +390,7 @@ impl World {
     }
 
     /// Adds a function to the bus below `parent`, and returns its number here.
-    pub(crate) fn add(&self, parent: Option<usize>, mut fake: Fake) -> usize {
+    pub fn add(&self, parent: Option<usize>, mut fake: Fake) -> usize {
         fake.parent = parent;
         fake.cold.clone_from(&fake.config);
         fake.cold[4..6].fill(0);
@@ -402,7 +402,7 @@ impl World {
         self.fakes.borrow().len() - 1
     }
 
-    pub(crate) fn enumerate(&self) -> Topology {
+    pub fn enumerate(&self) -> Topology {
         let mut topology = Topology::new();
         enumerate(self, 0..=255, &self.windows, &mut topology).unwrap();
         self.check();
@@ -410,7 +410,7 @@ impl World {
     }
 
     /// Fails if anything went wrong so far.
-    pub(crate) fn check(&self) {
+    pub fn check(&self) {
         assert_eq!(*self.violations.borrow(), Vec::<String>::new());
     }
 
@@ -419,7 +419,7 @@ impl World {
     }
 
     /// Who answers to `at`: requests travel from bridge to bridge.
-    pub(crate) fn find(&self, at: Bdf) -> Option<usize> {
+    pub fn find(&self, at: Bdf) -> Option<usize> {
         let fakes = self.fakes.borrow();
         let mut parent = None;
         let mut bus = 0;
@@ -445,11 +445,11 @@ impl World {
         })
     }
 
-    pub(crate) fn armed(&self, at: Bdf) -> bool {
+    pub fn armed(&self, at: Bdf) -> bool {
         self.fakes.borrow()[self.find(at).unwrap()].armed()
     }
 
-    pub(crate) fn with<R>(&self, at: Bdf, look: impl FnOnce(&mut Fake) -> R) -> R {
+    pub fn with<R>(&self, at: Bdf, look: impl FnOnce(&mut Fake) -> R) -> R {
         let index = self.find(at).unwrap();
         look(&mut self.fakes.borrow_mut()[index])
     }
@@ -588,7 +588,7 @@ impl Patience for World {
 }
 
 /// QEMU virt's: SPI 3 to 6, swizzled.
-pub(crate) fn interrupt_map() -> InterruptMap {
+pub fn interrupt_map() -> InterruptMap {
     let mut map = InterruptMap { unit_mask: 0x1800, pin_mask: 7, entries: heapless::Vec::new() };
     for device in 0..4_u32 {
         for pin in 1..=4 {
@@ -600,23 +600,23 @@ pub(crate) fn interrupt_map() -> InterruptMap {
     map
 }
 
-pub(crate) const EDU: u32 = 0x11e8_1234;
-pub(crate) const NVME: u32 = 0x0010_1b36;
-pub(crate) const VIRTIO_BLK: u32 = 0x1042_1af4;
-pub(crate) const OHCI: u32 = 0x003f_106b;
-pub(crate) const ES1370: u32 = 0x5000_1274;
+pub const EDU: u32 = 0x11e8_1234;
+pub const NVME: u32 = 0x0010_1b36;
+pub const VIRTIO_BLK: u32 = 0x1042_1af4;
+pub const OHCI: u32 = 0x003f_106b;
+pub const ES1370: u32 = 0x5000_1274;
 /// `VIRTIO_F_VERSION_1` and `VIRTIO_F_ACCESS_PLATFORM`.
-pub(crate) const PLATFORM_FEATURES: u64 = 3 << 32;
+pub const PLATFORM_FEATURES: u64 = 3 << 32;
 
 /// A 1 MiB BAR, MSI, no reset.
-pub(crate) fn edu(device: u8) -> Fake {
+pub fn edu(device: u8) -> Fake {
     let mut fake = Fake::new(device, 0, EDU, 0x00_ff00).pin(1).mem32(0, 1 << 20).msi(0x40);
     fake.resettable = false;
     fake
 }
 
 /// A 64-bit BAR with MSI-X, function-level reset, and all that must not be used.
-pub(crate) fn nvme(device: u8) -> Fake {
+pub fn nvme(device: u8) -> Fake {
     Fake::new(device, 0, NVME, 0x01_0802)
         .pin(1)
         .mem64(0, 0x4000, false)
@@ -632,7 +632,7 @@ pub(crate) fn nvme(device: u8) -> Fake {
 }
 
 /// A modern virtio device.
-pub(crate) fn virtio(device: u8, features: u64) -> Fake {
+pub fn virtio(device: u8, features: u64) -> Fake {
     Fake::new(device, 0, VIRTIO_BLK, 0x01_8000)
         .pin(1)
         .mem32(1, 0x1000)
@@ -648,14 +648,14 @@ pub(crate) fn virtio(device: u8, features: u64) -> Fake {
 }
 
 /// A 256-byte BAR.
-pub(crate) fn ohci(device: u8) -> Fake {
+pub fn ohci(device: u8) -> Fake {
     let mut fake = Fake::new(device, 0, OHCI, 0x0c_0310).pin(1).mem32(0, 0x100);
     fake.resettable = false;
     fake
 }
 
 /// An I/O BAR.
-pub(crate) fn es1370(device: u8) -> Fake {
+pub fn es1370(device: u8) -> Fake {
     let mut fake = Fake::new(device, 0, ES1370, 0x04_0100).pin(1).io(0, 0x40).power(0x44, true);
     fake.resettable = false;
     fake

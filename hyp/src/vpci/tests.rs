@@ -2,92 +2,22 @@
 
 use std::vec::Vec;
 
-use platform::guest_map::{
-    PCI_ECAM_SIZE, PCI_IO, PCI_IO_SIZE, PCI_MEM32, PCI_MEM32_SIZE, PCI_MEM64, PCI_MEM64_SIZE,
-};
+use platform::guest_map::{PCI_ECAM_SIZE, PCI_IO, PCI_IO_SIZE};
 use platform::pcie::InterruptMap;
 use proptest::prelude::*;
 use smmu::addr::{Ipa, Pa};
 
+use super::fake::{Guest, Op, Stage2, Step, at, play, requests};
 use super::{BarMap, BusMaster, Effects, MapFailed, Target, Vpci, VpciError};
 use crate::pci::fake::{
-    EDU, ES1370, Fake, NVME, PLATFORM_FEATURES, VIRTIO_BLK, World, edu, es1370, interrupt_map,
-    nvme, ohci, virtio,
+    EDU, Fake, NVME, PLATFORM_FEATURES, VIRTIO_BLK, World, edu, es1370, interrupt_map, nvme, ohci,
+    virtio,
 };
 use crate::pci::{
-    Bdf, How, Request, ResetPolicy, Scope, Topology, Unassignable, Width, quiesce, registers as reg,
+    Bdf, How, Request, ResetPolicy, Scope, Unassignable, Width, quiesce, registers as reg,
 };
 
-fn at(text: &str) -> Bdf {
-    text.parse().unwrap()
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Op {
-    Map(u64, u64, u64),
-    Unmap(u64, u64),
-}
-
-/// A stage 2 that insists on what is promised to it.
-#[derive(Default)]
-struct Stage2 {
-    maps: Vec<(u64, u64, u64)>,
-    log: Vec<Op>,
-    full: bool,
-}
-
-impl BarMap for Stage2 {
-    fn map(&mut self, ipa: Ipa, pa: Pa, size: u64) -> Result<(), MapFailed> {
-        let (ipa, pa) = (ipa.raw(), pa.raw());
-        if self.full {
-            return Err(MapFailed);
-        }
-        assert!(size >= 4096 && size.is_power_of_two() && (ipa | pa) % 4096 == 0);
-        let within =
-            |start: Ipa, length: u64| start.raw() <= ipa && ipa + size <= start.raw() + length;
-        assert!(
-            within(PCI_MEM32, PCI_MEM32_SIZE) || within(PCI_MEM64, PCI_MEM64_SIZE),
-            "{ipa:#x} {size:#x}"
-        );
-        for &(other, _, length) in &self.maps {
-            assert!(ipa + size <= other || other + length <= ipa, "{ipa:#x} over {other:#x}");
-        }
-        self.maps.push((ipa, pa, size));
-        self.log.push(Op::Map(ipa, pa, size));
-        Ok(())
-    }
-
-    fn unmap(&mut self, ipa: Ipa, size: u64) {
-        let known =
-            self.maps.iter().position(|&(other, _, length)| (other, length) == (ipa.raw(), size));
-        self.maps.remove(known.expect("unmaps what is mapped"));
-        self.log.push(Op::Unmap(ipa.raw(), size));
-    }
-}
-
-/// A guest's bus and everything below it.
-struct Guest {
-    world: World,
-    topology: Topology,
-    vpci: Vpci,
-    stage2: Stage2,
-}
-
-fn requests(functions: &[&str]) -> Vec<Request> {
-    functions.iter().map(|text| Request { function: at(text), policy: ResetPolicy::Auto }).collect()
-}
-
 impl Guest {
-    fn new(world: World, functions: &[&str]) -> Self {
-        Self::with(world, &requests(functions))
-    }
-
-    fn with(world: World, requests: &[Request]) -> Self {
-        let topology = world.enumerate();
-        let vpci = Vpci::new(&world, &topology, requests, &interrupt_map()).unwrap();
-        Self { world, topology, vpci, stage2: Stage2::default() }
-    }
-
     fn read(&self, function: &str, register: u16, width: Width) -> u64 {
         self.vpci.config_read(&self.world, at(function).ecam_offset() + u64::from(register), width)
     }
@@ -762,40 +692,6 @@ fn a_pin_that_leads_nowhere_is_not_shown() {
 }
 
 /// Everything that a guest could own, and something that it does not.
-fn menagerie() -> Guest {
-    let world = World::new();
-    world.add(None, edu(1));
-    world.add(None, ohci(2));
-    world.add(None, es1370(3));
-    world.add(None, nvme(4));
-    world.add(None, virtio(5, PLATFORM_FEATURES));
-    let port = world.add(None, Fake::bridge(6, Some(4)).acs(0x100));
-    world.add(Some(port), nvme(0));
-    for function in 0..2 {
-        let fake = Fake::new(7, function, NVME, 0)
-            .multi_function()
-            .mem64(0, 0x10000, true)
-            .mem32(2, 0x2000);
-        world.add(None, fake.express(0x40, 0, false).msi(0x60).power(0x90, true).advanced(0xa0));
-    }
-    world.add(
-        None,
-        Fake::new(8, 0, ES1370, 0).io(0, 0x1000).mem32(1, 64 << 20).mem64(4, 1 << 40, false),
-    );
-    world.add(None, edu(9));
-    let owned =
-        ["00:01.0", "00:02.0", "00:03.0", "00:04.0", "00:05.0", "01:00.0", "00:07.0", "00:07.1"];
-    Guest::new(world, &owned)
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Write { offset: u64, width: Width, value: u64 },
-    Read { offset: u64, width: Width },
-    Close,
-    Reset,
-}
-
 fn offset() -> impl Strategy<Value = u64> {
     let slot = prop_oneof![8 => 0_u64..9, 1 => 0_u64..40].prop_map(|slot| slot << 15);
     let function = prop_oneof![6 => Just(0_u64), 1 => 0_u64..8].prop_map(|function| function << 12);
@@ -828,35 +724,10 @@ fn step() -> impl Strategy<Value = Step> {
         30 => (offset(), width(), value()).prop_map(|(offset, width, value)| Step::Write { offset, width, value }),
         5 => (offset(), width()).prop_map(|(offset, width)| Step::Read { offset, width }),
         1 => (any::<u64>(), width(), value()).prop_map(|(offset, width, value)| Step::Write { offset, width, value }),
+        2 => (offset(), value(), width()).prop_map(|(offset, base, width)| Step::Probe { ipa: Ipa::new(base.wrapping_add(offset)), width }),
         1 => Just(Step::Close),
         1 => Just(Step::Reset),
     ]
-}
-
-/// Bits of a function's registers that a guest may change.
-fn changeable(fake: &Fake) -> Vec<(u16, u16)> {
-    let express = (0x40..0x100).find(|&at| at % 4 == 0 && fake.config[at] == reg::CAP_EXPRESS);
-    let mut bits = vec![
-        (reg::COMMAND, reg::COMMAND_INTX_DISABLE | reg::COMMAND_BUS_MASTER),
-        (reg::STATUS, reg::STATUS_ERRORS),
-        // Notes for software, which a reset by EL2 puts back or clears.
-        (reg::INTERRUPT_LINE, 0xff),
-        (reg::CACHE_LINE, 0xff),
-    ];
-    if let Some(express) = express {
-        bits.push((express as u16 + reg::DEVICE_CONTROL, reg::DEVICE_CONTROL_WRITABLE));
-        bits.push((express as u16 + reg::DEVICE_STATUS, reg::DEVICE_STATUS_ERRORS));
-    }
-    bits
-}
-
-fn without_changeable(fake: &Fake) -> Vec<u8> {
-    let mut copy = fake.clone();
-    for (register, bits) in changeable(fake) {
-        let value = copy.get16(register) & !bits;
-        copy.put16(register, value);
-    }
-    copy.config
 }
 
 proptest! {
@@ -866,51 +737,6 @@ proptest! {
     /// that is not the guest's to give, and stage 2 shows each BAR's own pages, inside a window, once.
     #[test]
     fn no_write_goes_further_than_the_list(admitted in any::<bool>(), steps in prop::collection::vec(step(), 1..120)) {
-        let mut guest = menagerie();
-        let pristine: Vec<_> = guest.world.fakes.borrow().iter().map(without_changeable).collect();
-        let owned: Vec<Bdf> = guest.vpci.functions().map(|(function, _)| function.at).collect();
-        if admitted {
-            guest.world.mastering.set(true);
-            for &function in &owned {
-                guest.vpci.admit(&guest.world, function);
-            }
-        }
-        for step in steps {
-            match step {
-                Step::Write { offset, width, value } => {
-                    _ = guest.vpci.config_write(&guest.world, &mut guest.stage2, offset, width, value);
-                }
-                Step::Read { offset, width } => {
-                    let value = guest.vpci.config_read(&guest.world, offset, width);
-                    prop_assert!(value <= u64::MAX >> (64 - 8 * width.bytes()));
-                }
-                Step::Close => {
-                    guest.vpci.close(&guest.world, |_| false);
-                    guest.world.mastering.set(false);
-                }
-                Step::Reset => {
-                    guest.vpci.reset(&guest.world, &mut guest.stage2);
-                    prop_assert!(guest.stage2.maps.is_empty());
-                    guest.world.mastering.set(false);
-                }
-            }
-            if !guest.world.mastering.get() {
-                for &function in &owned {
-                    prop_assert!(!guest.world.armed(function));
-                }
-            }
-        }
-        guest.world.check();
-        for (fake, pristine) in guest.world.fakes.borrow().iter().zip(&pristine) {
-            prop_assert_eq!(&without_changeable(fake), pristine);
-        }
-        // `Stage2` has checked windows and overlaps; each mapping is exactly one BAR of one of the guest's
-        // functions.
-        for &(_, pa, size) in &guest.stage2.maps {
-            let exact = guest.vpci.functions().flat_map(|(function, _)| function.bars.iter().flatten()).any(|bar| {
-                bar.is_memory() && bar.size == size && bar.place.is_some_and(|place| place.cpu.raw() == pa)
-            });
-            prop_assert!(exact);
-        }
+        play(admitted, &steps);
     }
 }

@@ -1,8 +1,8 @@
 //! One interrupt's way, step by step.
 
-use super::model::Machine;
 use crate::vgic::Region::{Distributor as D, Redistributor as R};
 use crate::vgic::Width::Word;
+use crate::vgic::model::Machine;
 use crate::vgic::*;
 
 const GICD_CTLR_RWP: u64 = 1 << 31;

@@ -4,9 +4,9 @@ use std::vec::Vec;
 
 use proptest::prelude::*;
 
-use super::model::Machine;
 use crate::vgic::Region::{Distributor as D, Redistributor as R};
 use crate::vgic::Width::Word;
+use crate::vgic::model::Machine;
 use crate::vgic::*;
 
 /// SGIs, a PPI without source, the timers, the PL011, physical edges and levels, SPIs without source.

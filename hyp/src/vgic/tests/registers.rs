@@ -1,8 +1,8 @@
 //! What a driver reads and writes.
 
-use super::model::{Machine, Source, owned_spis};
 use crate::vgic::Region::{Distributor as D, Redistributor as R};
 use crate::vgic::Width::{Byte, Double, Half, Word};
+use crate::vgic::model::{Machine, Source, owned_spis};
 use crate::vgic::*;
 
 const SGI_BASE: u64 = 0x1_0000;
@@ -200,7 +200,7 @@ fn no_gic_has_these_parts() {
     let refused = |change: fn(&mut Config)| {
         let mut config = good.clone();
         change(&mut config);
-        Vgic::new(config, std::rc::Rc::<super::model::FakeGic>::default()).err()
+        Vgic::new(config, std::rc::Rc::<crate::vgic::model::FakeGic>::default()).err()
     };
     assert_eq!(refused(|_| ()), None);
     assert_eq!(refused(|c| c.vcpus = 0), Some(ConfigError::Vcpus));
@@ -213,7 +213,7 @@ fn no_gic_has_these_parts() {
         let mut config = good.clone();
         let spi = PhysicalSpi { virt: bad.0, phys: bad.1, edge: false };
         config.spis.push(spi).unwrap();
-        let vgic = Vgic::new(config, std::rc::Rc::<super::model::FakeGic>::default());
+        let vgic = Vgic::new(config, std::rc::Rc::<crate::vgic::model::FakeGic>::default());
         assert_eq!(vgic.err(), Some(ConfigError::Spi(spi)), "{bad:?}");
     }
 }

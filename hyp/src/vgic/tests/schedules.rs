@@ -5,9 +5,9 @@ use std::vec::Vec;
 
 use proptest::prelude::*;
 
-use super::model::{Machine, owned_spis};
 use crate::vgic::Region::{Distributor as D, Redistributor as R};
 use crate::vgic::Width::{Byte, Double, Half, Word};
+use crate::vgic::model::{Machine, owned_spis};
 use crate::vgic::*;
 
 /// One source's account. Times are in raises and deliveries of the whole world.

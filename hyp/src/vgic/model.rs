@@ -70,6 +70,11 @@ impl FakeGic {
         Some(intid)
     }
 
+    /// The interrupts that anybody ever asked for, by CPU (99: an SPI) and INTID.
+    pub fn touched(&self) -> Vec<(usize, u32)> {
+        self.sources.borrow().keys().copied().collect()
+    }
+
     pub fn any_active(&self) -> bool {
         self.sources.borrow().values().any(|source| source.active)
     }

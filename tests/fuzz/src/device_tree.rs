@@ -1,0 +1,108 @@
+//! A device tree as firmware or a boot loader may pass it: the machine that it describes, or a refusal.
+
+use std::collections::BTreeSet;
+
+use platform::dt::{Interrupt, Machine, PA_BITS, Range, console, discover};
+use platform::pcie::{Bdf, Pin};
+
+/// Discovers the machine.
+pub fn run(bytes: &[u8]) {
+    let result = discover(bytes);
+    let console = console(bytes);
+    // What follows the tree in memory is none of it.
+    let mut more = bytes.to_vec();
+    more.extend([0xa5; 64]);
+    if bytes.len() >= 8 && result.is_ok() {
+        assert_eq!(discover(&more), result);
+    }
+    match result {
+        Ok(machine) => {
+            check(&machine);
+            if let Some(uart) = machine.uarts.first() {
+                assert_eq!(console.map(|console| console.range), Some(uart.range));
+            }
+        }
+        Err(refusal) => {
+            assert!(!refusal.to_string().is_empty() && !refusal.problem.remedy().is_empty());
+        }
+    }
+}
+
+fn is_inside(range: Range) {
+    assert!(range.size > 0 && range.base.raw() < 1 << PA_BITS, "{range:x?}");
+    assert!(range.size <= (1 << PA_BITS) - range.base.raw(), "{range:x?}");
+}
+
+fn is_interrupt(Interrupt { intid, .. }: Interrupt) {
+    let known = matches!(intid, 16..1020 | 1056..1120 | 4096..5120);
+    assert!(known, "{intid}");
+}
+
+/// What whoever reads a [`Machine`] relies on.
+fn check(machine: &Machine) {
+    assert!(!machine.memory.is_empty() && !machine.cpus.is_empty() && !machine.smmus.is_empty());
+    machine.memory.iter().copied().for_each(is_inside);
+    for pair in machine.memory.windows(2) {
+        assert!(pair[0].base < pair[1].base && !pair[0].overlaps(pair[1]), "{pair:x?}");
+    }
+    for cpu in &machine.cpus {
+        assert_eq!(cpu.mpidr & !0xff_00ff_ffff, 0, "{cpu:x?}");
+    }
+    let different: BTreeSet<u64> = machine.cpus.iter().map(|cpu| cpu.mpidr).collect();
+    assert_eq!(different.len(), machine.cpus.len(), "two CPUs are one: {:x?}", machine.cpus);
+
+    is_inside(machine.gic.distributor);
+    for run in &machine.gic.redistributors {
+        is_inside(run.range);
+        assert_ne!(run.stride, Some(0));
+    }
+    machine.gic.its.iter().for_each(|its| is_inside(its.range));
+    is_interrupt(machine.gic.maintenance);
+    let timers = &machine.timers;
+    for timer in [timers.secure_physical, Some(timers.physical), Some(timers.virtual_)]
+        .into_iter()
+        .chain([Some(timers.hypervisor), timers.hypervisor_virtual])
+        .flatten()
+    {
+        assert!(
+            (16..32).contains(&timer.intid) || (1056..1120).contains(&timer.intid),
+            "{timer:?}"
+        );
+    }
+    for uart in &machine.uarts {
+        is_inside(uart.range);
+        uart.interrupt.into_iter().for_each(is_interrupt);
+    }
+    for smmu in &machine.smmus {
+        is_inside(smmu.range);
+        assert!(smmu.range.size >= 0x2_0000);
+        is_interrupt(smmu.interrupts.eventq());
+        is_interrupt(smmu.interrupts.gerror());
+    }
+    for host in &machine.pcie {
+        is_inside(host.ecam);
+        assert!(host.first_bus <= host.last_bus);
+        for window in &host.windows {
+            is_inside(window.cpu);
+            assert!(window.pci.checked_add(window.cpu.size).is_some(), "{window:x?}");
+        }
+        for id in (0..=u16::MAX).step_by(251).chain([0xff, 0xff00, u16::MAX]) {
+            let function = Bdf::from_requester_id(id);
+            if let Some(at) = host.config_space(function) {
+                assert!(
+                    at >= host.ecam.base
+                        && at.raw() + 0x1000 <= host.ecam.base.raw() + host.ecam.size
+                );
+            }
+            if let Some((phandle, _)) = host.iommu_map.stream(function) {
+                assert!(machine.smmus.iter().any(|smmu| smmu.phandle == phandle), "{phandle:?}");
+            }
+            _ = host.msi_map.device_id(function);
+            for pin in Pin::ALL {
+                host.intx.interrupt(function, pin).into_iter().for_each(is_interrupt);
+            }
+        }
+    }
+    machine.virtio_mmio.iter().copied().for_each(is_inside);
+    machine.initrd.into_iter().for_each(is_inside);
+}

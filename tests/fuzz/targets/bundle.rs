@@ -1,0 +1,3 @@
+//! See [`fuzz::bundle`].
+#![cfg_attr(fuzzing, no_main)]
+fuzz::program!(fuzz::bundle::run);

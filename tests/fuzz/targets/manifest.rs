@@ -1,0 +1,3 @@
+//! See [`fuzz::manifest`].
+#![cfg_attr(fuzzing, no_main)]
+fuzz::program!(fuzz::manifest::run);

@@ -1,0 +1,3 @@
+//! See [`fuzz::psci`].
+#![cfg_attr(fuzzing, no_main)]
+fuzz::program!(fuzz::psci::run);
