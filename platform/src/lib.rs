@@ -15,3 +15,14 @@ pub mod pcie;
 pub mod report;
 pub mod sort;
 pub mod text;
+
+/// How often a property is tried: under Miri, which is slow and has no files, only a few times.
+#[cfg(test)]
+fn cases(usual: u32) -> proptest::prelude::ProptestConfig {
+    use proptest::prelude::ProptestConfig;
+    if cfg!(miri) {
+        ProptestConfig { cases: 2, failure_persistence: None, ..ProptestConfig::default() }
+    } else {
+        ProptestConfig::with_cases(usual)
+    }
+}

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::coverage;
+use crate::fuzz;
 use crate::image::{self, Package};
 use crate::setup::{self, Missing, Target};
 use crate::suite::{self, Scope, Tally};
@@ -17,6 +18,10 @@ use crate::workspace;
 const IMAGE_TEXT: u64 = 206 << 10;
 /// The most bytes of them that are the `smmu` crate's.
 const SMMU_TEXT: u64 = 48 << 10;
+
+/// Tests that an interpreter would take minutes for, by the start of their names.
+const MIRI_SKIPS: [&str; 4] =
+    ["device::", "teardown::", "guest::", "stage2::tests::tables_mean_what"];
 
 /// Runs every check, whatever the earlier ones say; counts tests and steps together.
 ///
@@ -40,6 +45,7 @@ pub fn run(options: &setup::Options) -> Result<Tally> {
     steps.step("sizes", || sizes(&target, options));
     let tests = suite::run(Scope::All, None, options)?;
     steps.step("line coverage of smmu", coverage::run);
+    steps.step("fuzzing", fuzz::briefly);
     steps.step("Miri", miri);
     steps.tally.add(tests);
     println!();
@@ -111,7 +117,7 @@ fn machete(options: &setup::Options) -> Result<bool> {
     run_command(Command::new(machete).env_remove("CARGO").current_dir(workspace::root()))
 }
 
-/// Runs the tests of the crate that both sides trust most under an interpreter that knows undefined behaviour.
+/// Runs the tests of the crates that both sides trust most under an interpreter that knows undefined behaviour.
 fn miri() -> Result<bool> {
     let nightly = |arguments: &[&str]| {
         let mut command = Command::new("rustup");
@@ -142,10 +148,11 @@ fn miri() -> Result<bool> {
             return Ok(false);
         }
     }
-    let mut miri = nightly(&["run", "nightly", "cargo", "miri", "test", "--package", "smmu"]);
-    // These run a whole SMMU, or fill a whole address space: minutes each in an interpreter, and safe code all the same.
-    miri.args(["--lib", "--"]);
-    for long in ["device::", "teardown::", "guest::", "stage2::tests::tables_mean_what"] {
+    let mut miri = nightly(&["run", "nightly", "cargo", "miri", "test"]);
+    miri.args(["--package", "smmu", "--package", "platform", "--lib", "--"]);
+    // These run a whole SMMU, fill a whole address space, or read a whole device tree again and again: minutes each in
+    // an interpreter, and safe code all the same.
+    for long in MIRI_SKIPS {
         miri.args(["--skip", long]);
     }
     // Property tests keep their regressions in files; a handful of cases is what an interpreter has time for.

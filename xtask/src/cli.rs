@@ -243,6 +243,18 @@ pub struct FuzzArgs {
     pub runs: Option<u64>,
 }
 
+impl FuzzArgs {
+    /// Builds the target and fuzzes it.
+    ///
+    /// # Errors
+    ///
+    /// An unknown target, or one that cannot be built or run.
+    pub fn run(&self) -> Result<fuzz::Outcome> {
+        let programs = fuzz::Programs::build(std::slice::from_ref(&self.target))?;
+        programs.fuzz(&self.target, fuzz::Limit { seconds: self.seconds, runs: self.runs })
+    }
+}
+
 /// `cargo xtask setup`.
 #[derive(Args, Clone, Debug)]
 pub struct SetupArgs {
@@ -311,9 +323,7 @@ impl Command {
                 "there is no bench in this version; it has `qemu`, `test`, `soak`, `setup` and `ci`",
             )),
             Self::Fuzz(args) => {
-                let programs = fuzz::Programs::build(std::slice::from_ref(&args.target))?;
-                let limit = fuzz::Limit { seconds: args.seconds, runs: args.runs };
-                let outcome = programs.fuzz(&args.target, limit)?;
+                let outcome = args.run()?;
                 println!("{}: {outcome}", args.target);
                 Ok(outcome.exit())
             }

@@ -32,6 +32,9 @@ pub struct Limit {
     pub runs: Option<u64>,
 }
 
+/// What a change has time for: each target alike, and never long on a slow machine.
+const SHORT: Limit = Limit { seconds: 10, runs: Some(10_000) };
+
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -160,6 +163,23 @@ impl Programs {
             file.1
         )))
     }
+}
+
+/// Fuzzes every target for a short time. Returns whether nothing was found.
+///
+/// # Errors
+///
+/// See [`Programs::build`] and [`Programs::fuzz`].
+pub fn briefly() -> Result<bool> {
+    let targets = targets()?;
+    let programs = Programs::build(&targets)?;
+    let mut clean = true;
+    for target in &targets {
+        let outcome = programs.fuzz(target, SHORT)?;
+        println!("{target}: {outcome}");
+        clean &= outcome.exit() == Exit::Pass;
+    }
+    Ok(clean)
 }
 
 /// Folders with inputs to start from.

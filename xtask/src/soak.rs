@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{Cli, Command as Subcommand};
 use crate::exit::{Exit, bad_input};
+use crate::fuzz::{self, Limit, Outcome, Programs};
 use crate::mutants;
 use crate::request::Request;
 use crate::run;
@@ -21,19 +22,42 @@ use crate::setup;
 use crate::suite::Tally;
 use crate::workspace;
 
-/// A soak: its name, and its cases as command lines of `cargo xtask qemu`.
-type Soak = (&'static str, fn() -> Vec<String>);
+/// A soak: its name, and its cases.
+type Soak = (&'static str, fn() -> Vec<Case>);
 
 /// Every soak.
-const SOAKS: &[Soak] = &[("linux", linux)];
-/// The one soak whose cases are no runs.
+const SOAKS: &[Soak] = &[("linux", linux), ("fuzz", fuzz)];
+/// The one soak whose cases are not known before.
 const MUTANTS: &str = "mutants";
+
+/// One case of a soak.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Case {
+    /// A command line of `cargo xtask qemu`, which has to pass.
+    Qemu(String),
+    /// A fuzz target, with which nothing must be found.
+    Fuzz(String),
+}
+
+impl Case {
+    /// What its result is kept under.
+    fn name(&self) -> &str {
+        match self {
+            Self::Qemu(line) => line,
+            Self::Fuzz(target) => target,
+        }
+    }
+}
+
 /// Seconds until a case that hangs is given up.
 const TIMEOUT: &str = "900";
+/// How the result of a case that passed starts.
 const PASSED: &str = "pass";
+/// What each fuzz target gets: 10 million executions, or half an hour.
+const FUZZ: Limit = Limit { seconds: 1800, runs: Some(10_000_000) };
 
 /// The Linux guest on every CPU model, with 1, 2 and 4 CPUs, with 512 MiB and 2 GiB.
-fn linux() -> Vec<String> {
+fn linux() -> Vec<Case> {
     const MODELS: [&str; 7] = [
         "cortex-a57",
         "cortex-a72",
@@ -47,11 +71,17 @@ fn linux() -> Vec<String> {
     for model in MODELS {
         for cpus in [1, 2, 4] {
             for memory in ["512M", "2G"] {
-                cases.push(format!("--linux --cpu {model} --smp {cpus} --memory {memory}"));
+                let line = format!("--linux --cpu {model} --smp {cpus} --memory {memory}");
+                cases.push(Case::Qemu(line));
             }
         }
     }
     cases
+}
+
+/// Every fuzz target; none if they cannot be listed, which a test would notice.
+fn fuzz() -> Vec<Case> {
+    fuzz::targets().unwrap_or_default().into_iter().map(Case::Fuzz).collect()
 }
 
 /// What became of a soak's cases so far.
@@ -59,7 +89,7 @@ fn linux() -> Vec<String> {
 struct Results {
     /// The commit, with `-dirty` after it if the work tree was not exactly that.
     commit: String,
-    /// By command line: `pass`, or why not.
+    /// By case: `pass` and what there is to say of it, or why not.
     cases: BTreeMap<String, String>,
 }
 
@@ -90,7 +120,7 @@ pub fn run(name: Option<&str>, options: &setup::Options) -> Result<Tally> {
     Ok(tally)
 }
 
-fn soak(name: &str, cases: &[String], options: &setup::Options) -> Result<Tally> {
+fn soak(name: &str, cases: &[Case], options: &setup::Options) -> Result<Tally> {
     let folder = workspace::root().join("tests/soak");
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let path = folder.join(format!("{name}.json"));
@@ -99,16 +129,17 @@ fn soak(name: &str, cases: &[String], options: &setup::Options) -> Result<Tally>
     results.commit = commit;
     let mut tally = Tally::default();
     for (index, case) in cases.iter().enumerate() {
-        let known = results.cases.get(case).is_some_and(|result| result == PASSED);
+        let known = results.cases.get(case.name()).filter(|result| result.starts_with(PASSED));
+        let (known, result) = (known.is_some(), known.cloned());
         let started = Instant::now();
-        let result = if known { PASSED.into() } else { try_case(case, options) };
-        let passed = result == PASSED;
+        let result = result.unwrap_or_else(|| try_case(case, options));
+        let passed = result.starts_with(PASSED);
         tally.add(Tally { passed: passed.into(), failed: (!passed).into() });
         let took =
             if known { "known".into() } else { format!("{} s", started.elapsed().as_secs()) };
-        println!("{name} {}/{}  {case}  {result} ({took})", index + 1, cases.len());
+        println!("{name} {}/{}  {}  {result} ({took})", index + 1, cases.len(), case.name());
         if !known {
-            results.cases.insert(case.clone(), result);
+            results.cases.insert(case.name().to_owned(), result);
             write(&path, &results)?;
         }
     }
@@ -116,7 +147,22 @@ fn soak(name: &str, cases: &[String], options: &setup::Options) -> Result<Tally>
 }
 
 /// Runs one case; says `pass`, or why not.
-fn try_case(case: &str, options: &setup::Options) -> String {
+fn try_case(case: &Case, options: &setup::Options) -> String {
+    match case {
+        Case::Qemu(line) => try_line(line, options),
+        Case::Fuzz(target) => try_target(target).unwrap_or_else(|error| format!("{error:#}")),
+    }
+}
+
+fn try_target(target: &str) -> Result<String> {
+    let outcome = Programs::build(&[target.to_owned()])?.fuzz(target, FUZZ)?;
+    Ok(match outcome {
+        Outcome::Clean(_) => format!("{PASSED}: {outcome}"),
+        Outcome::Finding(_) => outcome.to_string(),
+    })
+}
+
+fn try_line(case: &str, options: &setup::Options) -> String {
     let outcome = (|| {
         let line =
             ["xtask", "qemu", "--timeout", TIMEOUT].into_iter().chain(case.split_whitespace());
@@ -172,13 +218,16 @@ mod tests {
     fn the_linux_matrix_is_complete() {
         let cases = linux();
         assert_eq!(cases.len(), 7 * 3 * 2);
-        assert!(cases.contains(&"--linux --cpu neoverse-n2 --smp 4 --memory 2G".to_owned()));
+        let line = "--linux --cpu neoverse-n2 --smp 4 --memory 2G".to_owned();
+        assert!(cases.contains(&Case::Qemu(line)));
     }
 
     #[test]
     fn every_case_is_a_command_line_that_is_accepted() {
         for (_, cases) in SOAKS {
+            assert!(!cases().is_empty());
             for case in cases() {
+                let Case::Qemu(case) = case else { continue };
                 let line = ["xtask", "qemu"].into_iter().chain(case.split_whitespace());
                 let Subcommand::Qemu(args) = Cli::try_parse_from(line).unwrap().command else {
                     panic!("{case}")

@@ -403,7 +403,7 @@ fn survive(blob: &[u8]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(crate::cases(300))]
 
     #[test]
     fn damaged_blobs_never_panic(
