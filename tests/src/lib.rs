@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod built_in;
+pub mod differential;
 pub mod run;
 pub mod sabotage;
 pub mod uio;

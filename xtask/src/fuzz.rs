@@ -135,6 +135,8 @@ impl Programs {
             format!("-max_total_time={}", limit.seconds),
             format!("-timeout={INPUT_TIMEOUT}"),
             format!("-max_len={LONGEST}"),
+            // Sequences of steps have to be long before they are interesting.
+            "-len_control=20".into(),
             "-print_final_stats=1".into(),
             "-rss_limit_mb=2048".into(),
         ]);
@@ -142,7 +144,7 @@ impl Programs {
         fuzzer.arg(format!("-runs={}", limit.runs.map_or("-1".into(), |runs| runs.to_string())));
         let mut prefix = OsString::from("-artifact_prefix=");
         prefix.push(findings.join(""));
-        fuzzer.arg(prefix).arg(&learned).args(seeds(target));
+        fuzzer.arg(prefix).arg(&learned).args(seeds(target)).env("RUST_BACKTRACE", "0");
         let run = fuzzer.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let output = run.output().with_context(|| format!("running {}", program.display()))?;
         let said = String::from_utf8_lossy(&output.stderr);
@@ -192,7 +194,7 @@ fn seeds(target: &str) -> Vec<PathBuf> {
 }
 
 /// Where the words of one of libFuzzer's own lines stop being of interest, and an input's bytes begin.
-const NOISE: [&str; 5] = ["stat::", "MS: ", "artifact_prefix=", "Base64: ", "0x"];
+const NOISE: [&str; 6] = ["stat::", "MS: ", "artifact_prefix=", "Base64: ", "0x", "INFO: "];
 
 /// The last lines that say something.
 fn tail(said: &str) -> String {

@@ -14,6 +14,7 @@ pub mod pci_config;
 pub mod psci;
 pub mod smmu_commands;
 pub mod smmu_events;
+pub mod smmu_formats;
 pub mod smmu_registers;
 pub mod smmu_tables;
 pub mod vgic;
@@ -37,6 +38,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("psci", psci::run),
     ("smmu-commands", smmu_commands::run),
     ("smmu-events", smmu_events::run),
+    ("smmu-formats", smmu_formats::run),
     ("smmu-registers", smmu_registers::run),
     ("smmu-tables", smmu_tables::run),
     ("vgic", vgic::run),

@@ -22,6 +22,7 @@ pub fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let vcpus = input.below(4) as usize + 1;
     let list_registers = input.one_of(&[4, 1, 2, 16]);
+    let thorough = input.below(8) == 0;
     let mut machine = if input.any() {
         Machine::running(vcpus, list_registers)
     } else {
@@ -49,7 +50,9 @@ pub fn run(bytes: &[u8]) {
         };
         assert!(own, "INTID {intid} of CPU {cpu} is not the VM's");
     }
-    reset(machine, vcpus, list_registers);
+    if thorough {
+        reset(machine, vcpus, list_registers);
+    }
 }
 
 fn step(machine: &mut Machine, input: &mut Input<'_>, vcpu: usize) {

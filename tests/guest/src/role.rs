@@ -6,6 +6,7 @@ mod irq;
 pub mod memory;
 mod probe;
 mod rogue;
+mod scenarios;
 mod smmu;
 mod smp;
 mod spin;
@@ -30,6 +31,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
         "rogue" => rogue::run(machine),
         "irq" => irq::run(machine),
         "probe" => probe::run(machine),
+        "scenarios" => scenarios::run(machine),
         "smmu" => smmu::run(machine),
         "cold" => cold::run(machine),
         "smp" => smp::run(machine),

@@ -10,6 +10,7 @@
 //! What must never happen is a [`violation::Property`]; the machine remembers the first one it sees.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod chooser;
 pub mod decode;
 pub mod host;

@@ -1,7 +1,9 @@
 //! The suites that run in a guest: interrupts, CPUs, the SMMU, and everything that no driver does.
 
 use anyhow::Result;
-use tests::built_in::suite;
+use tests::built_in::{machine, suite, vm};
+use tests::differential::{compare, expected};
+use tests::run::boot;
 
 use crate::Test;
 
@@ -17,6 +19,7 @@ pub const TESTS: &[Test] = &[
     ("qemu::a_hostile_guest_with_a_device_that_refuses", || {
         run("probe", 1, &["--device", "sdhci-pci"])
     }),
+    ("qemu::a_bare_smmu_does_what_the_model_does", model_and_qemu),
 ];
 
 /// The suites of the SMMU, natively: what they require is what an SMMU does.
@@ -25,6 +28,15 @@ fn bare_smmu() -> Result<()> {
         suite(role, 1, &["--native"])?.printed("@iommu smmu=bare")?;
     }
     Ok(())
+}
+
+/// The scenarios, natively. The run itself is not judged: they let DMA bypass the SMMU.
+fn model_and_qemu() -> Result<()> {
+    let bare = machine(vec![vm("scenarios", "scenarios", 1)], &["--native"])?;
+    let run = boot(&bare)?.printed("@done role=scenarios")?;
+    let lines = run.outcome.console.iter().filter_map(|line| line.split_once("seen: "));
+    let seen: Vec<&str> = lines.map(|(_, line)| line.trim_end()).collect();
+    compare(&expected(&model::bench::play(), scenarios::DIFFERENCES)?, &seen)
 }
 
 fn run(role: &str, cpus: u32, options: &[&str]) -> Result<()> {

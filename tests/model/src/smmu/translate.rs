@@ -20,6 +20,9 @@ const CLASS_CD: u64 = 0;
 const CLASS_TABLE: u64 = 1;
 const CLASS_INPUT: u64 = 2;
 
+/// The bits of an address that a record has beside the transaction's own.
+const PAGE: u64 = 0x00ff_ffff_ffff_f000;
+
 /// Why there is no translation.
 struct Fault {
     code: u64,
@@ -77,7 +80,12 @@ impl World {
                     let flags =
                         fault.class << 8 | u64::from(fault.stage2) << 7 | u64::from(!write) << 3;
                     let first = fault.code | u64::from(sid) << 32;
-                    self.record([first, flags << 32, address, fault.ipa], merge);
+                    // Configuration errors name no transaction; of what was fetched or translated, its page.
+                    let words = match fault.code {
+                        BAD_CD => [first, 0, 0, 0],
+                        _ => [first, flags << 32, address, fault.ipa & PAGE],
+                    };
+                    self.record(words, merge);
                 }
                 Err(Outcome::Aborted)
             }
@@ -312,6 +320,11 @@ impl World {
         };
         if if write { found.write } else { found.read } {
             return Ok(found);
+        }
+        // What both forbid counts as stage 2's: the TLB does not tell them apart.
+        let ipa = found.ipa + (address - found.base);
+        if write && !self.stage2(stage2, ipa, false, CLASS_INPUT)?.write {
+            return self.stage2(stage2, ipa, true, CLASS_INPUT);
         }
         if cd.stall {
             self.violate(Property::NoStall, format!("a transaction of stream {sid:#x} stalls"));

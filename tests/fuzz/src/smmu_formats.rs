@@ -1,0 +1,77 @@
+//! Words as every structure of an SMMU's: what a decoder accepts, it encodes to the same words again.
+
+use model::decode;
+use model::profile::Profile;
+use smmu::event::Event;
+use smmu::format;
+use smmu::ste::Ste;
+
+use crate::Input;
+
+/// Decodes them.
+pub fn run(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    match input.below(5) {
+        0 => ste(words(&mut input)),
+        1 => {
+            let words: [u64; 8] = words(&mut input);
+            if let Ok(cd) = format::cd::Cd::decode(&words) {
+                assert_eq!(cd.encode(), words);
+            }
+        }
+        2 => command(words(&mut input)),
+        3 => event(words(&mut input)),
+        _ => {
+            let words: [u64; 1] = words(&mut input);
+            if let Ok(level1) = format::ste::Level1::decode(&words) {
+                assert_eq!(level1.encode(), words);
+            }
+        }
+    }
+}
+
+fn words<const N: usize>(input: &mut Input<'_>) -> [u64; N] {
+    std::array::from_fn(|_| input.any())
+}
+
+fn ste(words: [u64; 8]) {
+    let layout = format::ste::Ste::decode(&words);
+    if let Ok(ste) = layout {
+        assert_eq!(ste.encode(), words);
+    }
+    // What the driver itself may write is much less: nothing that the architecture, or the model, does not know.
+    if let Ok(ste) = Ste::decode(&words) {
+        assert_eq!(ste.encode(), words);
+        assert!(layout.is_ok(), "{ste:?}: {layout:?}");
+        assert_eq!(
+            decode::forbidden_in_ste(&words, &Profile::DANGEROUS).is_some(),
+            is_open_for_stalls(&ste)
+        );
+        assert!(!matches!(
+            decode::ste(&words, &Profile::DANGEROUS),
+            decode::Ste::Bypass | decode::Ste::Stage1
+        ));
+    }
+}
+
+/// Whether an SMMU that stalls would be let.
+fn is_open_for_stalls(ste: &Ste) -> bool {
+    match ste {
+        Ste::Stage2(stage2) | Ste::Nested(_, stage2) => !stage2.stall_disable,
+        _ => true,
+    }
+}
+
+fn command(words: [u64; 2]) {
+    let layout = format::command::Command::decode(&words);
+    if let Ok(command) = layout {
+        assert_eq!(command.encode(), words);
+    }
+}
+
+fn event(words: [u64; 4]) {
+    assert_eq!(Event::decode(words).words, words);
+    if let Ok(event) = format::event::Event::decode(&words) {
+        assert_eq!(event.encode(), words);
+    }
+}
