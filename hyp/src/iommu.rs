@@ -18,6 +18,9 @@ use crate::{machine, vsmmu};
 /// Records taken from an event queue before its lock is given up.
 const EVENTS_AT_ONCE: u32 = 256;
 
+/// Records taken for the sake of one batch of a guest's commands: most are not even that guest's.
+const EVENTS_OF_A_BATCH: u32 = 64;
+
 /// When a muted stream is looked at again.
 const MUTED_AGAIN_US: u64 = 100_000;
 /// How long late DMA is counted before it is told, so that one line tells of many.
@@ -83,10 +86,10 @@ impl Iommu {
         self.lock().open_stage2(sid, binding)
     }
 
-    /// Takes some events, and tells the VMs whose they may be. Returns whether some are left.
-    fn drain(&self, driver: &mut Driver) -> Result<bool, HostError> {
+    /// Takes at most `budget` events, and tells the VMs whose they may be. Returns whether some are left.
+    fn drain(&self, driver: &mut Driver, budget: u32) -> Result<bool, HostError> {
         let mut heard = 0_u32;
-        let drained = driver.drain_events(EVENTS_AT_ONCE, &mut |event, owner| {
+        let drained = driver.drain_events(budget, &mut |event, owner| {
             log::debug!("{} of stream {}", event.kind.name(), event.sid);
             let Some(VmIndex(owner)) = owner else { return };
             let vm = machine::vms().nth(owner.into());
@@ -109,7 +112,7 @@ impl Iommu {
     fn service(&self) {
         loop {
             let mut driver = self.lock();
-            let more = self.drain(&mut driver);
+            let more = self.drain(&mut driver, EVENTS_AT_ONCE);
             let outcome = driver.service_gerror();
             drop(driver);
             match (more, outcome) {
@@ -173,7 +176,9 @@ impl Iommus {
         for iommu in &self.0 {
             let mut driver = iommu.lock();
             if driver.has_events() {
-                iommu.drain(&mut driver).unwrap_or_else(|error| panic!("{error}"));
+                iommu
+                    .drain(&mut driver, EVENTS_OF_A_BATCH)
+                    .unwrap_or_else(|error| panic!("{error}"));
             }
         }
     }

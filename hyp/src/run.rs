@@ -99,8 +99,11 @@ impl Running {
                 Flow::Continue
             }
             Exit::Synchronous { esr, far, hpfar } => emulate::trap(self, esr, far, hpfar),
-            // The guest tries again.
-            Exit::Stale => Flow::Continue,
+            Exit::Stale => {
+                // The guest tries again.
+                self.vm.exits.count(Reason::Abort);
+                Flow::Continue
+            }
             Exit::SystemError => {
                 self.vm.exits.count(Reason::SystemError);
                 log::warn!("{}: asynchronous external abort", self.vm.name());

@@ -26,12 +26,40 @@ const BUNDLE: u64 = 48 * MIB;
 /// More rounds than the victim lives for.
 const ROUNDS: &str = "rounds=100000";
 
-/// A run of a Linux guest with its disks and an `edu` at 00:01.0, which attacks, and of a victim.
+/// A run of a Linux guest with its disks and an `edu` at 00:01.0, which attacks, and of a victim. The guest's own SMMU lets
+/// all of its devices pass, so that nothing but the VM's stage 2 stands between them and what is not the VM's.
 ///
 /// # Errors
 ///
 /// If the program does not build, or what it is built with is missing.
 pub fn attack() -> Result<Request> {
+    let mut victim = built_in::vm("victim", "victim", 1);
+    victim.memory = Said::new(VICTIM_MEMORY, "the test");
+    if let Content::BuiltIn { append, .. } = &mut victim.content {
+        *append = ROUNDS.into();
+    }
+    let ram = Machine::memory_for(MEMORY + VICTIM_MEMORY, BUNDLE);
+    let targets = builtin::targets(MEMORY, ram);
+    ensure!(!targets.is_empty(), "there is nothing to aim at");
+    let targets: Vec<String> = targets.iter().map(|target| format!("{target:#x}")).collect();
+    let nonce = builtin::nonce(false);
+    let aims = format!("nonce={nonce:#x} targets={}", targets.join(","));
+    let mut request = linux("iommu.passthrough=1", &aims, Some(nonce))?;
+    request.vms.push(victim);
+    Ok(request)
+}
+
+/// A run of the same Linux guest, alone, whose SMMU maps nothing for the `edu`, which writes to `addresses`.
+///
+/// # Errors
+///
+/// As [`attack`].
+pub fn stray(addresses: &str) -> Result<Request> {
+    linux("", &format!("stray={addresses}"), None)
+}
+
+/// A Linux guest with an `edu`, and a program that is told what to aim it at.
+fn linux(append: &str, aims: &str, nonce: Option<u32>) -> Result<Request> {
     let mut request = request(&[
         "--linux",
         "--smp",
@@ -41,25 +69,16 @@ pub fn attack() -> Result<Request> {
         "--device",
         "edu,addr=1,dma_mask=0xffffffffffffffff",
     ])?;
-    let mut victim = built_in::vm("victim", "victim", 1);
-    victim.memory = Said::new(VICTIM_MEMORY, "the test");
-    if let Content::BuiltIn { append, .. } = &mut victim.content {
-        *append = ROUNDS.into();
-    }
-    let ram = Machine::memory_for(MEMORY + VICTIM_MEMORY, BUNDLE);
-    let nonce = builtin::nonce(false);
-    let stage = stage(nonce, &builtin::targets(MEMORY, ram))?;
     request.vms[0].content = Content::Linux {
         flavor: Flavor::Standard6_1,
-        append: String::new(),
+        append: append.into(),
         extra: Box::new(Extra {
             modules: vec!["uio_pci_generic".into()],
             files: vec![program(&request)?],
-            stage: Some(stage),
-            nonce: Some(nonce),
+            stage: Some(STAGE.replace("AIMS", aims)),
+            nonce,
         }),
     };
-    request.vms.push(victim);
     Ok(request)
 }
 
@@ -68,10 +87,4 @@ fn program(request: &Request) -> Result<GuestFile> {
     let elf = image::compile(Package::Uio, &target, true)?;
     let data = fs::read(&elf).with_context(|| format!("reading {}", elf.display()))?;
     Ok(GuestFile { path: "bin/uio".into(), mode: 0o755, data })
-}
-
-fn stage(nonce: u32, targets: &[u64]) -> Result<String> {
-    ensure!(!targets.is_empty(), "there is nothing to aim at");
-    let targets: Vec<String> = targets.iter().map(|target| format!("{target:#x}")).collect();
-    Ok(STAGE.replace("NONCE", &format!("{nonce:#x}")).replace("TARGETS", &targets.join(",")))
 }

@@ -142,6 +142,10 @@ fn pages(low: u64, high: u64, features: &Features) -> Result<Pages, CommandError
         // The fields are not there.
         return Ok(Pages::One);
     }
+    if !features.has(granule) {
+        // Nothing can be cached under it, and the hardware's answer to it would stop our queue, not the guest's.
+        return Err(CommandError::Illegal);
+    }
     let (number, scale) = ((low >> 12 & 0x1f) as u8, (low >> 20 & 0x1f) as u8);
     let level = match (granule, (high >> 8 & 0b11) as u8) {
         // There are no leaves at that level: it is no hint.

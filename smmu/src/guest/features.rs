@@ -1,6 +1,7 @@
 //! What a virtual SMMU says it can do: its ID registers, built from zero bit by bit.
 
 use crate::caps::Capabilities;
+use crate::cmd::Granule;
 use crate::guest::queue::MAX_LOG2;
 use crate::regs::{IDR0, IDR1, IDR3, IDR5};
 
@@ -80,6 +81,16 @@ impl Features {
     /// Whether TLB invalidation takes ranges.
     pub(super) fn ranges(&self) -> bool {
         self.ranges
+    }
+
+    /// Whether translation tables may have this granule.
+    pub(super) fn has(&self, granule: Granule) -> bool {
+        let bit = match granule {
+            Granule::K4 => IDR5::GRAN4K::SET,
+            Granule::K16 => IDR5::GRAN16K::SET,
+            Granule::K64 => IDR5::GRAN64K::SET,
+        };
+        self.granules & bit.value != 0
     }
 
     /// The ID registers for `sid_bits` of StreamID and an address space of `ipa_bits`.

@@ -24,7 +24,7 @@ device=${1##*/}
 set -- "$1"/uio/uio*
 
 (
-    uio device="$device" uio="/dev/${1##*/}" nonce=NONCE targets=TARGETS
+    uio device="$device" uio="/dev/${1##*/}" AIMS
     echo $? > /tmp/attacked
 ) &
 over=
@@ -33,4 +33,6 @@ while [ -z "$over" ]; do
     check_disks
 done
 read -r status < /tmp/attacked
+# What the guest's own SMMU told its driver: of each event its first line and the four words.
+dmesg | sed -n 's/^.*arm-smmu-v3 [^:]*: *//p' | tr -d '\t' | grep -A 4 '^event 0x' | head -n 10 | sed 's/^/smmu: /'
 exit "$status"

@@ -2,11 +2,14 @@
 
 use anyhow::Result;
 use tests::run::boot;
-use tests::uio::attack;
+use tests::uio::{attack, stray};
 
 use crate::Test;
 
-pub const TESTS: &[Test] = &[("linux::a_userspace_driver_is_confined_to_its_vm", confined)];
+pub const TESTS: &[Test] = &[
+    ("linux::a_userspace_driver_is_confined_to_its_vm", confined),
+    ("linux::a_stray_dma_is_the_guests_own_event", own_event),
+];
 
 /// The StreamID of the attacking function, 00:01.0.
 const ATTACKER: u32 = 0x8;
@@ -14,8 +17,8 @@ const ATTACKER: u32 = 0x8;
 /// The hypervisor, the victim and the registers of the SMMU are out of reach, in both directions; that they are
 /// stopped, counted alike by EL2 and QEMU, and nowhere in memory, is what the verdict says.
 ///
-/// A stale address is another matter: a page that the program has let go of is still the VM's, so without an SMMU of
-/// the VM's own DMA arrives there. It is confined to the VM, not to the program.
+/// A stale address is another matter: a page that the program has let go of is still the VM's, so where the VM's own SMMU
+/// lets the device pass DMA arrives there. It is confined to the VM, not to the program.
 fn confined() -> Result<()> {
     boot(&attack()?)?
         .passed()?
@@ -50,6 +53,32 @@ fn confined() -> Result<()> {
         })?
         .holds("the victim lived until the end", |outcome| {
             outcome.testimony.guest("victim").is_some_and(|said| said.done.is_empty())
+        })?;
+    Ok(())
+}
+
+/// What Linux has not mapped for the device is stopped by Linux's own stage 1, and Linux's own log says so: the event, the
+/// StreamID and the address are those that Linux knows. Its disks go on, and no event is lost.
+fn own_event() -> Result<()> {
+    // F_TRANSLATION of StreamID 8; a write, of the transaction itself; the address; no IPA.
+    let first = [
+        "[linux] smmu: event 0x10 received:",
+        "[linux] smmu: 0x0000000800000010",
+        "[linux] smmu: 0x0000020000000000",
+        "[linux] smmu: 0x0000000012340000",
+        "[linux] smmu: 0x0000000000000000",
+    ];
+    boot(&stray("0x12340000,0x56780000")?)?
+        .passed()?
+        .has_row("00:01.0 edu linux its driver's DMA 0 128")?
+        .has_row("00:03.0 nvme linux its driver's DMA")?
+        .holds("the first event is in the guest's log, in its own terms", |outcome| {
+            let console: Vec<_> = outcome.console.iter().map(String::as_str).collect();
+            console.windows(first.len()).any(|lines| lines == first)
+        })?
+        .holds("every event was forwarded and none lost", |outcome| {
+            let [smmu] = &outcome.verdict.report.smmu[..] else { return false };
+            (smmu.events.drained, smmu.events.forwarded, smmu.events.dropped) == (128, 128, 0)
         })?;
     Ok(())
 }

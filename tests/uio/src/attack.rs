@@ -43,17 +43,16 @@ impl From<&'static str> for Error {
 pub fn run(arguments: &[&CStr]) -> Result<(), Error> {
     let arguments = Arguments::new(arguments);
     let device = arguments.get("device")?;
-    let nonce = arguments.numbers("nonce")?.next().ok_or("no nonce")?? as u32;
     let driver =
         Driver::open(device, arguments.get("uio")?, edu::BAR_SIZE).map_err(Error::Driver)?;
-    let attacker = Attacker {
-        // The testimony names functions as the other guests do: without the domain.
-        device: device.split_once(':').map_or(device, |(_, function)| function),
-        edu: Edu::new(driver)?,
-        data: Page::new()?,
-        proof: Page::new()?,
-        nonce,
-    };
+    // The testimony names functions as the other guests do: without the domain.
+    let device = device.split_once(':').map_or(device, |(_, function)| function);
+    let edu = Edu::new(driver)?;
+    if let Ok(addresses) = arguments.numbers("stray") {
+        return stray(device, &edu, addresses);
+    }
+    let nonce = arguments.numbers("nonce")?.next().ok_or("no nonce")?? as u32;
+    let attacker = Attacker { device, edu, data: Page::new()?, proof: Page::new()?, nonce };
     attacker.load()?;
     attacker.write_stale()?;
     for target in arguments.numbers("targets")? {
@@ -64,6 +63,22 @@ pub fn run(arguments: &[&CStr]) -> Result<(), Error> {
     }
     // Whatever became of the others, the program's own DMA goes on.
     attacker.load()?;
+    Ok(())
+}
+
+/// Lets the device write where nobody has mapped anything for it: the VM's own SMMU stops that, whatever is behind it.
+fn stray(
+    device: &str,
+    edu: &Edu,
+    addresses: impl Iterator<Item = Result<u64, &'static str>>,
+) -> Result<(), Error> {
+    for address in addresses {
+        let address = address?;
+        edu.transfer(Operation::Write, address, u64::from(4 * WORDS))?;
+        println!(
+            "@tried device={device} op=write address={address:#x} to=nowhere accesses={WORDS} arrived=0"
+        );
+    }
     Ok(())
 }
 

@@ -56,7 +56,7 @@ impl Edu {
     }
 
     /// Moves `size` bytes, at most 4 KiB, between the start of the buffer and the memory at `address`, an IPA where
-    /// the VM sees no SMMU.
+    /// the VM sees no SMMU or lets the device pass it.
     ///
     /// # Errors
     ///

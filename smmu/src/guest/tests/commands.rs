@@ -67,6 +67,12 @@ fn ranges_are_decoded_and_checked() {
     }
     assert_eq!(pages(&with, 2, 1, 0, 0), Err(CommandError::Illegal));
     assert_eq!(pages(&with, 2, 1, 1, 0), granules(Granule::K16, 0, 2, 0));
+    // A granule that the guest was not offered: hardware may refuse it, and that would be our queue.
+    let mut ids = QEMU_NESTED;
+    ids[3] &= !(1 << 5);
+    let small_and_large = features(ids);
+    assert_eq!(pages(&small_and_large, 2, 2, 4, 5), Err(CommandError::Illegal));
+    assert_eq!(pages(&small_and_large, 1, 0, 4, 5), granules(Granule::K4, 0, 5, 5));
     // Without RIL the fields do not exist.
     assert_eq!(pages(&without, 1, 0, 31, 31), Ok(Pages::One));
     assert_eq!(pages(&without, 3, 3, 0, 0), Ok(Pages::One));
