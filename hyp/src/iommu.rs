@@ -89,9 +89,9 @@ impl Iommu {
     /// Takes at most `budget` events, and tells the VMs whose they may be. Returns whether some are left.
     fn drain(&self, driver: &mut Driver, budget: u32) -> Result<bool, HostError> {
         let mut heard = 0_u32;
-        let drained = driver.drain_events(budget, &mut |event, owner| {
+        let drained = driver.drain_events(budget, &mut |event, concern| {
             log::debug!("{} of stream {}", event.kind.name(), event.sid);
-            let Some(VmIndex(owner)) = owner else { return };
+            let Some(VmIndex(owner)) = concern.owner.filter(|_| concern.is_owners) else { return };
             let vm = machine::vms().nth(owner.into());
             if let Some(smmu) = vm.and_then(|vm| vm.smmu.as_ref()) {
                 smmu.note(self.number, event);

@@ -184,7 +184,8 @@ fn send_iommu(out: &mut Sender, iommu: &Iommu) {
         events: Events {
             drained: counters.drained,
             forwarded: guests.forwarded,
-            dropped: counters.dropped + guests.dropped,
+            dropped: counters.dropped,
+            undelivered: guests.dropped,
         },
         gerror: counters.gerror,
     }));

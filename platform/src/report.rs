@@ -269,6 +269,9 @@ pub struct Events {
     pub forwarded: u64,
     /// Lost to an overflow.
     pub dropped: u64,
+    /// Meant for a guest that could not be told: its queue was full, or disabled, or nowhere in its RAM.
+    #[serde(default)]
+    pub undelivered: u64,
 }
 
 /// One SMMU.

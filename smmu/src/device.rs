@@ -98,6 +98,16 @@ pub struct Drained {
     pub more: bool,
 }
 
+/// Whose business an event is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Concern {
+    /// The owner of its stream.
+    pub owner: Option<VmIndex>,
+    /// Whether it may be the owner's own doing, and so what the owner's own SMMU would have told it: stage 1 refused the
+    /// transaction, or the stream refuses all on its owner's behalf.
+    pub is_owners: bool,
+}
+
 /// What a guest's own stream table says of one of its streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Configuration {
@@ -479,7 +489,7 @@ impl<'a, H: Hardware> Smmu<'a, H> {
     }
 
     /// Takes at most `budget` event records, accounts for them, and shows each to `sink` together with
-    /// the owner of its stream. Streams above their budgets are silenced, those that were long enough are
+    /// whose business it is. Streams above their budgets are silenced, those that were long enough are
     /// heard again: call it on the event interrupt, and now and then without one.
     ///
     /// # Errors
@@ -488,7 +498,7 @@ impl<'a, H: Hardware> Smmu<'a, H> {
     pub fn drain_events(
         &mut self,
         budget: u32,
-        sink: &mut dyn FnMut(&Event, Option<VmIndex>),
+        sink: &mut dyn FnMut(&Event, Concern),
     ) -> Result<Drained, HostError> {
         self.unmute_due()?;
         let (waiting, lost) = self.events.poll(&self.hw);
@@ -499,11 +509,14 @@ impl<'a, H: Hardware> Smmu<'a, H> {
             let sequence = self.events.drained();
             let event = self.events.take(&self.hw);
             let now_us = self.hw.now_us();
-            let (owner, verdict) = match self.streams.find(event.sid) {
-                Some(stream) => stream.record(&event, sequence, now_us, &self.budgets),
-                None => (None, Verdict::Keep),
+            let (concern, verdict) = match self.streams.find(event.sid) {
+                Some(stream) => {
+                    let (owner, verdict) = stream.record(&event, sequence, now_us, &self.budgets);
+                    (Concern { owner, is_owners: stream.is_owners(&event) }, verdict)
+                }
+                None => (Concern::default(), Verdict::Keep),
             };
-            sink(&event, owner);
+            sink(&event, concern);
             outcome = match verdict {
                 Verdict::Keep => Ok(()),
                 Verdict::Mute => self.set_recording(event.sid, Some(now_us + self.budgets.mute_us)),

@@ -178,6 +178,11 @@ impl Event {
         }
     }
 
+    /// Whether stage 2 refused the transaction itself: no business of what owns stage 1.
+    pub fn is_of_stage2(&self) -> bool {
+        self.stage.is_some_and(|stage| stage.stage2 && stage.class == FaultClass::Input)
+    }
+
     /// The page of the guest's address space that stage 2 refused, if it was stage 2.
     pub fn ipa(&self) -> Option<Ipa> {
         // Bits 55:12 of the word; QEMU leaves those below set.

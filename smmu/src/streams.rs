@@ -348,6 +348,11 @@ impl Stream {
         self.stopped_in_watch.silenced = true;
     }
 
+    /// Whether its owner may have caused this event.
+    pub(crate) fn is_owners(&self, event: &Event) -> bool {
+        self.refuses || self.state == State::Nested && !event.is_of_stage2()
+    }
+
     /// Accounts for record number `sequence`, taken at `now_us`. Returns whose it is and what follows.
     pub(crate) fn record(
         &mut self,

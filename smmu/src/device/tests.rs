@@ -68,7 +68,9 @@ impl<'a> Machine<'a> {
     fn drain(&mut self) -> Vec<(&'static str, Option<VmIndex>)> {
         let mut seen = Vec::new();
         self.smmu
-            .drain_events(1000, &mut |event, owner| seen.push((event.kind.name(), owner)))
+            .drain_events(1000, &mut |event, concern| {
+                seen.push((event.kind.name(), concern.owner));
+            })
             .unwrap();
         seen
     }

@@ -241,7 +241,7 @@ fn report() -> Report {
             commands: commands.map(|(name, count)| (name.to_owned(), count)).into(),
             syncs: 8,
             guest_batches: 0,
-            events: Events { drained: 257, forwarded: 0, dropped: 0 },
+            events: Events { drained: 257, forwarded: 0, dropped: 0, undelivered: 0 },
             gerror: 0,
         }],
         sizes: Sizes { image_text: 100_000, smmu_text: None, el2_memory: 2_000_000 },

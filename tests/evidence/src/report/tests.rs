@@ -67,7 +67,7 @@ fn records() -> Vec<Record> {
             class: "nested".try_into().unwrap(),
             syncs: 9,
             guest_batches: 0,
-            events: Events { drained: 64, forwarded: 0, dropped: 0 },
+            events: Events { drained: 64, forwarded: 0, dropped: 0, undelivered: 0 },
             gerror: 0,
         }),
         Record::Sizes(report::Sizes { image_text: 1000, el2_memory: 2000 }),
@@ -128,7 +128,7 @@ fn the_file_has_the_documented_names_and_nesting() {
         }],
         "smmu": [{
             "base": "0x9050000", "class": "nested", "commands": { "CMD_SYNC": 9 }, "syncs": 9,
-            "guest_batches": 0, "events": { "drained": 64, "forwarded": 0, "dropped": 0 }, "gerror": 0,
+            "guest_batches": 0, "events": { "drained": 64, "forwarded": 0, "dropped": 0, "undelivered": 0 }, "gerror": 0,
         }],
         "sizes": { "image_text": 1000, "smmu_text": 300, "el2_memory": 2000 },
     });

@@ -238,17 +238,22 @@ impl<'h> Guest<'h> {
 
     /// Takes what the SMMU recorded, and gives the guest what is its own.
     fn drain(&mut self) -> Vec<Forwarded> {
-        let mut events: Vec<Event> = Vec::new();
+        let mut events: Vec<(Event, bool)> = Vec::new();
         self.machine.run(20);
         self.host
             .smmu
-            .drain_events(64, &mut |event, owner| {
-                if owner == Some(VmIndex(0)) {
-                    events.push(*event);
+            .drain_events(64, &mut |event, concern| {
+                if concern.owner == Some(VmIndex(0)) {
+                    events.push((*event, concern.is_owners));
                 }
             })
             .unwrap();
-        let forward = |event: &Event| self.smmu.forward(&self.memory, &self.image, 0, event);
+        let forward = |(event, is_owners): &(Event, bool)| {
+            let forwarded = self.smmu.forward(&self.memory, &self.image, 0, event);
+            // What is not even offered to the guest would not have been taken either.
+            assert!(*is_owners || forwarded == Forwarded::Ours, "{event:?}");
+            forwarded
+        };
         events.iter().map(forward).collect()
     }
 
