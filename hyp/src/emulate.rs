@@ -21,10 +21,13 @@ use crate::vm::{Power, Vm};
 use crate::vpci::Target;
 use crate::vsmmu::{self, GuestSmmu};
 use crate::width::Width;
-use crate::{console, idregs, teardown};
+use crate::{console, idregs, takeover, teardown};
 
 /// Answers the trap that `esr`, `far` and `hpfar` describe.
 pub fn trap(running: &mut Running, esr: u64, far: u64, hpfar: u64) -> Flow {
+    if !takeover::look(running) {
+        return Flow::Continue;
+    }
     match Trap::decode(esr, far, hpfar) {
         Trap::Wait => {
             // Not trapped on purpose; a CPU that traps it anyway loses nothing by going on.
@@ -170,6 +173,10 @@ fn register(running: &mut Running, access: RegisterAccess) -> bool {
         ((3, 0, 12, 11, 1), false) => {
             let value = get(running, access.general);
             running.with_gic(|gic| gic.deactivate(vcpu, value));
+        }
+        (register, false) => {
+            let value = get(running, access.general);
+            return takeover::write_control(running, register, value);
         }
         _ => return false,
     }

@@ -38,6 +38,7 @@ pub mod run;
 pub mod start;
 pub mod syndrome;
 #[cfg(target_os = "none")]
+pub mod takeover;
 pub mod teardown;
 pub mod vgic;
 #[cfg(target_os = "none")]

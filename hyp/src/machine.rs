@@ -139,6 +139,12 @@ pub fn take_attention() -> bool {
     ATTENTION[cpu::number()].swap(false, Ordering::Acquire)
 }
 
+/// Makes CPU number `cpu` bring its list registers up to date.
+pub fn demand_attention(cpu: usize) {
+    ATTENTION[cpu].store(true, Ordering::Release);
+    gic().kick(cpu);
+}
+
 /// The physical interrupt controller as one VM's virtual one sees it.
 #[derive(Debug)]
 pub struct VmInterrupts {
@@ -181,8 +187,6 @@ impl PhysicalGic for VmInterrupts {
     }
 
     fn kick(&self, vcpu: usize) {
-        let cpu = self.cpus[vcpu];
-        ATTENTION[cpu].store(true, Ordering::Release);
-        gic().kick(cpu);
+        demand_attention(self.cpus[vcpu]);
     }
 }

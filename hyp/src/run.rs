@@ -1,11 +1,13 @@
 //! A physical CPU's life: run the virtual CPU that is its own, or wait for something to do.
 
+use platform::guest_map::PL011_INTERRUPT;
 use smmu::addr::Ipa;
 
 use crate::arch::vcpu::{self, Exit, GuestRegisters};
 use crate::arch::{cpu, gic, sysreg, tlb};
 use crate::exits::Reason;
 use crate::machine::take_attention;
+use crate::takeover::{self, Mmu};
 use crate::vgic::{ListRegisters, Vgic};
 use crate::vm::{Power, Vm};
 use crate::{emulate, interrupts, machine, teardown, vsmmu};
@@ -56,6 +58,10 @@ pub struct Running {
     pub index: usize,
     /// Its general registers.
     pub registers: GuestRegisters,
+    /// What is known of its MMU.
+    pub mmu: Mmu,
+    /// Whether its translation controls trap.
+    suspected: bool,
     lists: ListRegisters,
     /// Whether the list registers own the state of what they hold.
     entered: bool,
@@ -69,6 +75,8 @@ impl Running {
             vm,
             index,
             registers: vcpu::reset(entry.raw(), argument),
+            mmu: Mmu::default(),
+            suspected: false,
             lists: ListRegisters::new(gic::list_registers()),
             entered: false,
         }
@@ -76,17 +84,24 @@ impl Running {
 
     fn run(mut self) {
         let mut flow = Flow::Continue;
+        takeover::trust(self.vm);
+        vcpu::trap_translation_controls(false);
         while flow == Flow::Continue && !teardown::is_stopping(self.vm) {
             vsmmu::attend(&mut self);
             if take_attention() || !self.entered {
                 self.load_interrupts();
             }
+            let suspected = self.vm.suspicion.is_held();
+            if core::mem::replace(&mut self.suspected, suspected) != suspected {
+                vcpu::trap_translation_controls(suspected);
+            }
             let exit = vcpu::enter(&mut self.registers);
             flow = self.handle(exit);
         }
         self.with_gic(|_| {});
-        vcpu::quiet_timers();
+        vcpu::reset_timers();
         *self.vm.vcpus[self.index].power.lock() = Power::Off;
+        takeover::suspect(self.vm);
         // The VM's first CPU waits for the others before it goes on with the end of the VM.
         machine::gic().kick(self.vm.vcpus[0].cpu);
     }
@@ -118,6 +133,20 @@ impl Running {
         let mut gic = self.vm.vgic.lock();
         self.store_interrupts(&mut gic);
         work(&mut gic)
+    }
+
+    /// Puts the VM's interrupt controller back to its state at a cold boot. Its other CPUs lose what is in their list
+    /// registers as soon as they take notice.
+    pub fn reset_interrupts(&mut self) {
+        let vm = self.vm;
+        // With the UART locked: its line keeps its level.
+        let uart = vm.uart.lock();
+        let mut gic = vm.vgic.lock();
+        self.entered = false;
+        gic.reset();
+        gic.set_line(PL011_INTERRUPT.intid, uart.interrupt());
+        gic::reset_virtual_interface();
+        vm.vcpus.iter().for_each(|vcpu| machine::demand_attention(vcpu.cpu));
     }
 
     fn store_interrupts(&mut self, gic: &mut Vgic<machine::VmInterrupts>) {

@@ -20,7 +20,7 @@ use crate::machine::{self, Hypervisor, gic, hypervisor};
 use crate::ownership::Owned;
 use crate::pci::{self, Request, ResetPolicy, Scope};
 use crate::vm::{self, Past, Vm};
-use crate::{interrupts, report};
+use crate::{interrupts, report, takeover};
 
 /// How long devices that have no reset are watched.
 const WATCH_US: u64 = 250_000;
@@ -194,6 +194,8 @@ pub fn hand_over(vm: &Vm, cause: Cause) -> bool {
         Ok(false) => quarantine(vm, "a function does not stop"),
         Err(error) => quarantine(vm, error),
     }
+    // A driver that gives its SMMU up may be a kernel that starts another one.
+    takeover::suspect(vm);
     let goes_on = vm.life.lock().handed_over();
     if !goes_on {
         kick_all(vm);

@@ -26,6 +26,7 @@ use crate::mem::guest::{GuestRam, OutOfMemory, OutsideRam};
 use crate::mem::shared::TableWords;
 use crate::ownership::{Owned, VmFunctions};
 use crate::pci::{self, Request, ResetPolicy, Scope};
+use crate::takeover::{self, Suspicion};
 use crate::teardown::{Teardowns, tell_late};
 use crate::vgic::{self, PhysicalSpi, Vgic};
 use crate::vpci::{BarMap, MapFailed, Vpci, VpciError};
@@ -202,6 +203,8 @@ pub struct Vm {
     pub life: Mutex<Life>,
     /// Whether its CPUs have to leave guest code for good.
     pub stopping: AtomicBool,
+    /// Whether another kernel may be about to take over.
+    pub suspicion: Suspicion,
     /// How often it was started.
     pub boots: AtomicU32,
     /// Why its CPUs left guest code.
@@ -291,6 +294,7 @@ impl Vm {
             vcpus,
             life: Mutex::new(Life::default()),
             stopping: AtomicBool::new(false),
+            suspicion: Suspicion::default(),
             boots: AtomicU32::new(0),
             exits: Exits::default(),
             teardowns: Mutex::new(Teardowns::default()),
@@ -322,6 +326,8 @@ impl Vm {
             }
         }
         self.boots.fetch_add(1, Ordering::Relaxed);
+        // As long as its first CPU runs alone.
+        takeover::suspect(self);
         self.stopping.store(false, Ordering::Release);
         *self.life.lock() = Life::Running;
         *self.vcpus[0].power.lock() = Power::Starting {

@@ -116,17 +116,27 @@ const HCR: u64 = 1 // VM: stage 2
     | 1 << 36 // TERR: error records
     | 1 << 40 | 1 << 41; // APK, API: pointer authentication is the guest's own
 
+/// TVM: EL1's writes of its translation controls.
+const HCR_TVM: u64 = 1 << 26;
+/// `HFGWTR_EL2.SCTLR_EL1`: writes of that register only.
+const HFGWTR_SCTLR: u64 = 1 << 29;
+
 /// Trace, SVE, SME and activity monitors trap; FP and Advanced SIMD do not (Arm ARM, `CPTR_EL2` with E2H=0).
 const CPTR: u64 = 0x33ff | 1 << 20 | 1 << 30;
 /// Performance monitors, statistical profiling and trace trap; `HPMN` is kept (Arm ARM, `MDCR_EL2`).
 const MDCR: u64 = 1 << 5 | 1 << 6 | 1 << 14 | 1 << 19;
 const MDCR_HPMN: u64 = 0x1f;
 
+/// Whether single system registers can trap (FEAT_FGT).
+pub fn has_fine_grained_traps() -> bool {
+    sysreg::id_aa64mmfr0_el1() >> 56 & 0xf != 0
+}
+
 /// Sets this CPU's traps and stage-2 regime, once for its virtual CPU `index`. `vtcr` and `vttbr` describe the CPU root.
 pub fn configure(index: usize, vtcr: u64, vttbr: u64) {
-    if sysreg::id_aa64mmfr0_el1() >> 56 & 0xf != 0 {
+    if has_fine_grained_traps() {
         hfgrtr_el2(0);
-        hfgwtr_el2(0);
+        hfgwtr_el2(HFGWTR_SCTLR);
         hfgitr_el2(0);
         hdfgrtr_el2(0);
         hdfgwtr_el2(0);
@@ -150,6 +160,52 @@ pub fn configure(index: usize, vtcr: u64, vttbr: u64) {
     isb();
 }
 
+/// Lets every write of the guest's translation controls trap on this CPU, or none. Where `SCTLR_EL1` traps alone, that is
+/// never needed.
+pub fn trap_translation_controls(on: bool) {
+    hcr_el2(if on { HCR | HCR_TVM } else { HCR });
+    isb();
+}
+
+/// Whether the guest's stage 1 is on.
+pub fn mmu_is_on() -> bool {
+    sctlr_el1() & SCTLR_M != 0
+}
+
+/// `SCTLR_EL1.M`: stage 1 is on.
+pub const SCTLR_M: u64 = 1;
+
+macro_rules! controls {
+    ($register:expr, $value:expr, [$($place:pat => $name:literal),* $(,)?]) => {
+        match $register {
+            $($place => {
+                // SAFETY: an EL1 register, which governs only the guest, whose own write this is.
+                unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) $value, options(nomem, nostack, preserves_flags)) };
+                true
+            })*
+            _ => false,
+        }
+    };
+}
+
+/// Carries out the guest's write of one of its translation controls, named as in a syndrome: (Op0, Op1, CRn, CRm, Op2).
+/// Returns whether it is one (Arm ARM, `HCR_EL2.TVM`).
+pub fn write_translation_control(register: (u8, u8, u8, u8, u8), value: u64) -> bool {
+    controls!(register, value, [
+        (3, 0, 2, 0, 0) => "ttbr0_el1",
+        (3, 0, 2, 0, 1) => "ttbr1_el1",
+        (3, 0, 1, 0, 0) => "sctlr_el1",
+        (3, 0, 2, 0, 2) => "tcr_el1",
+        (3, 0, 5, 1, 0) => "afsr0_el1",
+        (3, 0, 5, 1, 1) => "afsr1_el1",
+        (3, 0, 5, 2, 0) => "esr_el1",
+        (3, 0, 6, 0, 0) => "far_el1",
+        (3, 0, 10, 2, 0) => "mair_el1",
+        (3, 0, 10, 3, 0) => "amair_el1",
+        (3, 0, 13, 0, 1) => "contextidr_el1",
+    ])
+}
+
 macro_rules! reset_registers {
     ($($register:literal = $value:expr),* $(,)?) => {
         $(
@@ -167,12 +223,11 @@ pub fn reset(entry: u64, argument: u64) -> GuestRegisters {
         "cpacr_el1" = 0, "ttbr0_el1" = 0, "ttbr1_el1" = 0, "tcr_el1" = 0, "mair_el1" = 0, "amair_el1" = 0,
         "contextidr_el1" = 0, "tpidr_el0" = 0, "tpidr_el1" = 0, "tpidrro_el0" = 0, "vbar_el1" = 0,
         "esr_el1" = 0, "far_el1" = 0, "afsr0_el1" = 0, "afsr1_el1" = 0, "par_el1" = 0, "elr_el1" = 0, "spsr_el1" = 0,
-        "sp_el0" = 0, "sp_el1" = 0, "csselr_el1" = 0, "mdscr_el1" = 0, "oslar_el1" = 0, "osdlr_el1" = 0, "cntkctl_el1" = 0,
+        "sp_el0" = 0, "sp_el1" = 0, "csselr_el1" = 0, "mdscr_el1" = 0, "oslar_el1" = 0, "osdlr_el1" = 0,
         "mdccint_el1" = 0, "dbgclaimclr_el1" = 0xff,
-        "cntp_ctl_el0" = 0, "cntv_ctl_el0" = 0, "cntp_cval_el0" = 0, "cntv_cval_el0" = 0,
     }
     reset_optional();
-    isb();
+    reset_timers();
     let mut registers =
         GuestRegisters { elr: entry, spsr: SPSR_MASKED | SPSR_EL1H, ..Default::default() };
     registers.x[0] = argument;
@@ -284,8 +339,11 @@ pub fn skip(registers: &mut GuestRegisters, esr: u64) {
     }
 }
 
-/// Keeps the timers of a guest that stopped from interrupting.
-pub fn quiet_timers() {
-    reset_registers! { "cntp_ctl_el0" = 0, "cntv_ctl_el0" = 0 }
+/// Puts this CPU's guest timers where a cold boot has them: they interrupt no more.
+pub fn reset_timers() {
+    reset_registers! {
+        "cntkctl_el1" = 0,
+        "cntp_ctl_el0" = 0, "cntv_ctl_el0" = 0, "cntp_cval_el0" = 0, "cntv_cval_el0" = 0,
+    }
     isb();
 }

@@ -107,6 +107,48 @@ pub const PRESENT: [Register; 27] = registers! {
     "icc-ap1r0" = "S3_0_C12_C9_0";
 };
 
+type Exchange = (&'static str, fn(u64) -> (u64, u64));
+
+macro_rules! exchanges {
+    ($($name:literal = $register:literal;)*) => {
+        [$(($name, {
+            fn exchange(value: u64) -> (u64, u64) {
+                let (old, seen);
+                // SAFETY: the register holds what it held when this is over, and in between either the same or what
+                // no exception and no translation of this runtime uses: interrupts are masked, TTBR1 is not walked.
+                unsafe {
+                    asm!(
+                        "mrs {saved}, daif", "msr daifset, #0xf",
+                        concat!("mrs {old}, ", $register),
+                        "cmp {new}, #0", "csel {new}, {old}, {new}, eq",
+                        concat!("msr ", $register, ", {new}"), "isb",
+                        concat!("mrs {seen}, ", $register),
+                        concat!("msr ", $register, ", {old}"), "isb",
+                        "msr daif, {saved}",
+                        saved = out(reg) _, old = out(reg) old, seen = out(reg) seen,
+                        new = inout(reg) value => _,
+                        options(nostack),
+                    )
+                }
+                (old, seen)
+            }
+            exchange as fn(u64) -> (u64, u64)
+        })),*]
+    };
+}
+
+/// Controls of stage 1 that anything can be written to: what each is written with for a moment, or, if that is 0, with
+/// what it held; returns what it held and what it read as then.
+pub const UNUSED_CONTROLS: [Exchange; 4] = exchanges! {
+    "ttbr1" = "ttbr1_el1"; "esr" = "esr_el1"; "far" = "far_el1"; "contextidr" = "contextidr_el1";
+};
+
+/// The others.
+pub const CONTROLS: [Exchange; 7] = exchanges! {
+    "sctlr" = "sctlr_el1"; "ttbr0" = "ttbr0_el1"; "tcr" = "tcr_el1"; "mair" = "mair_el1"; "amair" = "amair_el1";
+    "afsr0" = "afsr0_el1"; "afsr1" = "afsr1_el1";
+};
+
 /// Registers of features that a guest does not have, and of levels above it.
 pub const ABSENT: [Register; 36] = registers! {
     "pmcr" = "S3_3_C9_C12_0"; "pmccntr" = "S3_3_C9_C13_0"; "pmcntenset" = "S3_3_C9_C12_1";

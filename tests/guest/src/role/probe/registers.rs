@@ -52,6 +52,19 @@ pub fn probe() {
         let seen = exception::catch(run);
         undefined.that(seen.is_err_and(Fault::is_undefined), format_args!("{name}: {seen:x?}"));
     }
+    // Whether they trap or not.
+    let mut controls = Check::new("translation-controls");
+    for (name, exchange) in odd::UNUSED_CONTROLS {
+        for value in [0x1234_5678, 0xffff_0000, 0] {
+            let (old, seen) = exchange(value);
+            let wanted = if value == 0 { old } else { value };
+            controls.that(seen == wanted, format_args!("{name}: {seen:#x} for {wanted:#x}"));
+        }
+    }
+    for (name, exchange) in odd::CONTROLS {
+        let (old, seen) = exchange(0);
+        controls.that(seen == old, format_args!("{name}: {seen:#x} for {old:#x}"));
+    }
     let survive = odd::vectors_survive(|| {
         println!("guest: vector registers are in use");
         psci::psci(psci::function::VERSION, [0; 3]);

@@ -1,0 +1,109 @@
+//! Noticing that another kernel takes a VM over, although the old one told nobody.
+//!
+//! A kernel that starts another one switches the MMU of its CPU off, whether it is shut down in order or has crashed.
+//! Where the CPU can let writes of `SCTLR_EL1` trap alone, that is seen before it happens. Otherwise all writes of
+//! translation controls trap while only some of the VM's CPUs run, or after its SMMU was switched off: what comes
+//! before another kernel. And whatever else of a CPU traps, its MMU is looked at: one that is off after it was on
+//! means the same.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use platform::report::Cause;
+
+use crate::arch::vcpu::{self, SCTLR_M};
+use crate::life::HandOver;
+use crate::machine::gic;
+use crate::run::Running;
+use crate::teardown;
+use crate::vm::{Power, Vm};
+
+/// What is known of one CPU's MMU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mmu {
+    /// It was seen on since the CPU started, or since it was last found off.
+    was_on: bool,
+}
+
+impl Mmu {
+    /// It is seen `on` or off; returns whether it went off.
+    pub fn sees(&mut self, on: bool) -> bool {
+        core::mem::replace(&mut self.was_on, on) && !on
+    }
+}
+
+/// Whether a VM's translation controls trap.
+#[derive(Debug, Default)]
+pub struct Suspicion(AtomicBool);
+
+impl Suspicion {
+    /// Whether they do, or are about to.
+    pub fn is_held(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Something happened that comes before another kernel: from now on the VM's translation controls trap, on its other
+/// CPUs as soon as they take notice.
+pub fn suspect(vm: &Vm) {
+    let known = vcpu::has_fine_grained_traps() || vm.suspicion.0.swap(true, Ordering::AcqRel);
+    if !known {
+        vm.vcpus.iter().for_each(|vcpu| gic().kick(vcpu.cpu));
+    }
+}
+
+/// One more of the VM's CPUs runs: with all of several running, nothing is about to happen.
+pub fn trust(vm: &Vm) {
+    let is_on = |vcpu: &crate::vm::Vcpu| *vcpu.power.lock() == Power::On;
+    if vm.vcpus.len() > 1 && vm.vcpus.iter().all(is_on) {
+        vm.suspicion.0.store(false, Ordering::Release);
+    }
+}
+
+/// Looks at the MMU of a CPU whose guest code trapped. Returns whether the guest goes on.
+pub fn look(running: &mut Running) -> bool {
+    !running.mmu.sees(vcpu::mmu_is_on()) || new_kernel(running)
+}
+
+/// Carries out the guest's write of one of its translation controls; `false` if it is none.
+pub fn write_control(running: &mut Running, register: (u8, u8, u8, u8, u8), value: u64) -> bool {
+    const SCTLR_EL1: (u8, u8, u8, u8, u8) = (3, 0, 1, 0, 0);
+    if register == SCTLR_EL1 && running.mmu.sees(value & SCTLR_M != 0) && !new_kernel(running) {
+        // No instruction of this guest follows.
+        return true;
+    }
+    vcpu::write_translation_control(register, value)
+}
+
+/// Another kernel is taking over. Returns whether the guest goes on.
+fn new_kernel(running: &mut Running) -> bool {
+    let vm = running.vm;
+    let cause = Cause::MmuOff;
+    if !teardown::hand_over(vm, cause) {
+        return false;
+    }
+    if HandOver::after(cause, vm.config.on_crash_kexec) != HandOver::Preserve {
+        running.reset_interrupts();
+        vcpu::reset_timers();
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_mmu_that_was_never_on_tells_nothing() {
+        let mut mmu = Mmu::default();
+        assert!(!mmu.sees(false) && !mmu.sees(false));
+    }
+
+    #[test]
+    fn each_way_off_is_told_once() {
+        let mut mmu = Mmu::default();
+        assert!(!mmu.sees(true) && !mmu.sees(true));
+        assert!(mmu.sees(false));
+        assert!(!mmu.sees(false) && !mmu.sees(true));
+        assert!(mmu.sees(false));
+    }
+}
