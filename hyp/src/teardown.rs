@@ -9,7 +9,8 @@ use core::sync::atomic::Ordering;
 
 use heapless::{Deque, String, Vec};
 use platform::bundle::MAX_FUNCTIONS;
-use platform::report::{Cause, Quiesced, Teardown};
+use platform::pcie::Bdf;
+use platform::report::{Cause, Moment, Quiesced, Teardown, What};
 use smmu::error::HostError;
 use smmu::streams::Stream;
 
@@ -30,12 +31,18 @@ const LOOK_US: u64 = 1_000;
 /// The most closes of a VM that are remembered.
 pub const MAX_TEARDOWNS: usize = 8;
 
-/// When a VM's streams were closed, and why.
+/// When a VM's streams were closed, and why, and what followed.
 #[derive(Debug, Default)]
 pub struct Teardowns {
-    last: Deque<Teardown, MAX_TEARDOWNS>,
+    last: Deque<Noted, MAX_TEARDOWNS>,
     /// How many there were before the first in `last`.
     forgotten: usize,
+}
+
+#[derive(Debug)]
+struct Noted {
+    began_us: u64,
+    teardown: Teardown,
 }
 
 /// Names one close of a VM.
@@ -45,38 +52,67 @@ pub struct TeardownId(usize);
 impl Teardowns {
     /// The last ones, oldest first.
     pub fn last(&self) -> impl Iterator<Item = &Teardown> {
-        self.last.iter()
+        self.last.iter().map(|noted| &noted.teardown)
     }
 
-    fn add(&mut self, teardown: Teardown) -> TeardownId {
+    fn add(&mut self, began_us: u64, teardown: Teardown) -> TeardownId {
         if self.last.is_full() {
             self.last.pop_front();
             self.forgotten += 1;
         }
         // There is room now.
-        let _ = self.last.push_back(teardown);
+        let _ = self.last.push_back(Noted { began_us, teardown });
         TeardownId(self.forgotten + self.last.len() - 1)
     }
 
-    /// Adds what became of functions after the close with which the VM's last `end` began.
-    fn note_end(&mut self, end: End, outcomes: &[pci::Quiesced]) {
+    /// The close with which the VM's `end` began.
+    fn of_end(&self, end: End) -> Option<TeardownId> {
         // A hand-over that was under way may have been noted after it, but never has the same cause.
-        if let Some(index) = self.last.iter().rposition(|teardown| teardown.cause == end.cause) {
-            self.note_quiesced(TeardownId(self.forgotten + index), outcomes);
-        }
+        let index = self.last.iter().rposition(|noted| noted.teardown.cause == end.cause)?;
+        Some(TeardownId(self.forgotten + index))
     }
 
-    /// Adds what became of functions, unless the close is forgotten.
-    fn note_quiesced(&mut self, TeardownId(number): TeardownId, outcomes: &[pci::Quiesced]) {
-        let index = number.checked_sub(self.forgotten);
-        let Some(teardown) = index.and_then(|index| self.last.iter_mut().nth(index)) else {
+    /// The last close.
+    fn newest(&self) -> Option<TeardownId> {
+        Some(TeardownId(self.forgotten + self.last.len().checked_sub(1)?))
+    }
+
+    fn get(&mut self, TeardownId(number): TeardownId) -> Option<&mut Noted> {
+        self.last.iter_mut().nth(number.checked_sub(self.forgotten)?)
+    }
+
+    /// Adds what happened at `at_us`, on EL2's clock, to one that is not forgotten yet.
+    fn mark(&mut self, id: TeardownId, at_us: u64, what: What, device: Option<Bdf>, count: u64) {
+        let Some(Noted { began_us, teardown }) = self.get(id) else { return };
+        let device = device.map(address).unwrap_or_default();
+        let moments = &mut teardown.moments;
+        if let Some(known) = moments.iter_mut().find(|m| m.what == what && m.device == device) {
+            known.count = count;
             return;
-        };
+        }
+        // What does not fit is missing in a picture, nothing else.
+        let _ =
+            moments.push(Moment { at_us: at_us.saturating_sub(*began_us), what, device, count });
+    }
+
+    /// Adds what became of functions.
+    fn note_quiesced(&mut self, id: TeardownId, outcomes: &[pci::Quiesced]) {
+        let now_us = timer::now_us();
         for outcome in outcomes {
-            // No more functions than the record has room for.
-            let _ = teardown.quiesced.push(record(outcome));
+            self.mark(id, now_us, What::Quiesced, Some(outcome.function), 0);
+            if let Some(Noted { teardown, .. }) = self.get(id) {
+                // No more functions than the record has room for.
+                let _ = teardown.quiesced.push(record(outcome));
+            }
         }
     }
+}
+
+/// `BB:DD.F`, which has seven characters.
+fn address(function: Bdf) -> String<8> {
+    let mut address = String::new();
+    let _ = write!(address, "{function}");
+    address
 }
 
 /// Whether the VM's CPUs have to leave guest code for good.
@@ -128,12 +164,15 @@ fn quarantine(vm: &Vm, why: impl core::fmt::Display) {
 /// state after reset then, unless the guest itself is in the middle of disabling it.
 fn close(vm: &Vm, cause: Cause) -> Result<TeardownId, HostError> {
     let iommus = hypervisor().iommus;
+    let began_us = timer::now_us();
     // Held until it is reset: no CPU of the VM opens a stream by it meanwhile.
     let smmu = vm.smmu.as_ref().map(|smmu| (smmu, smmu.lock()));
     let counter = pmu::start();
     let closed = iommus.close(vm.index, vm.vmid)?;
     let instructions = counter.map(|counter| counter.count());
+    let closed_us = timer::now_us();
     iommus.watch_closed(vm.index)?;
+    let watched_us = timer::now_us();
     if let Some((smmu, mut state)) = smmu
         && cause != Cause::SmmuDisable
     {
@@ -141,7 +180,11 @@ fn close(vm: &Vm, cause: Cause) -> Result<TeardownId, HostError> {
     }
     note_armed(vm);
     let streams = closed.iter().map(smmu::teardown::Closed::streams).sum();
-    Ok(note(vm, cause, streams, instructions))
+    let id = note(vm, cause, streams, began_us, instructions);
+    let mut teardowns = vm.teardowns.lock();
+    teardowns.mark(id, closed_us, What::Closed, None, streams.into());
+    teardowns.mark(id, watched_us, What::Watched, None, 0);
+    Ok(id)
 }
 
 fn is_armed(owned: &Owned) -> bool {
@@ -161,15 +204,23 @@ fn note_armed(vm: &Vm) {
 }
 
 /// Remembers a close for the report.
-fn note(vm: &Vm, cause: Cause, streams: u32, instructions: Option<u64>) -> TeardownId {
+fn note(
+    vm: &Vm,
+    cause: Cause,
+    streams: u32,
+    began_us: u64,
+    instructions: Option<u64>,
+) -> TeardownId {
     log::info!("{}: {}, {streams} streams closed", vm.name(), cause.name());
-    vm.teardowns.lock().add(Teardown {
+    let teardown = Teardown {
         vm: vm.name().clone(),
         cause,
         streams,
         instructions,
         quiesced: Vec::new(),
-    })
+        moments: Vec::new(),
+    };
+    vm.teardowns.lock().add(began_us, teardown)
 }
 
 /// Closes the streams of a VM that runs on, because of `cause`, and stops its devices as the cause asks for. Returns
@@ -212,7 +263,7 @@ fn close_and_stop(vm: &Vm, cause: Cause) -> Result<bool, HostError> {
     let (id, scope, mut outcomes, mut bus) = match HandOver::after(cause, vm.config.on_crash_kexec)
     {
         HandOver::Preserve => {
-            note(vm, cause, 0, None);
+            note(vm, cause, 0, timer::now_us(), None);
             return Ok(true);
         }
         HandOver::CloseOnly => {
@@ -262,11 +313,7 @@ fn listen(vm: &Vm) {
 }
 
 /// Stops those functions of the VM for which `chosen` holds, and remembers what is known of them then (C5).
-fn stop(
-    vm: &Vm,
-    scope: Scope,
-    chosen: impl Fn(&Request) -> bool,
-) -> Vec<pci::Quiesced, MAX_FUNCTIONS> {
+fn stop(vm: &Vm, scope: Scope, chosen: fn(&Request) -> bool) -> Vec<pci::Quiesced, MAX_FUNCTIONS> {
     let Hypervisor { iommus, pci: bus, .. } = hypervisor();
     let requests: Vec<Request, MAX_FUNCTIONS> =
         vm::requests(&vm.functions).into_iter().filter(chosen).collect();
@@ -300,11 +347,8 @@ fn are_quiet(outcomes: &[pci::Quiesced]) -> bool {
 }
 
 fn record(outcome: &pci::Quiesced) -> Quiesced {
-    let mut address = String::new();
-    // `BB:DD.F` has seven characters.
-    let _ = write!(address, "{}", outcome.function);
     let how = String::try_from(outcome.how.name()).unwrap_or_default();
-    Quiesced { address, how, clean: outcome.clean }
+    Quiesced { address: address(outcome.function), how, clean: outcome.clean }
 }
 
 /// Whether the function can be made to forget what it was told, so that it need not be watched.
@@ -337,10 +381,14 @@ pub fn advance(vm: &Vm) {
 }
 
 /// Stops those functions of a VM without a running CPU for which `chosen` holds; returns whether they are quiet.
-fn stop_dead(vm: &Vm, end: End, chosen: impl Fn(&Request) -> bool) -> bool {
+fn stop_dead(vm: &Vm, end: End, chosen: fn(&Request) -> bool) -> bool {
     let outcomes = stop(vm, Scope::All, chosen);
     vm.pci.lock().quiesced(&mut &vm.space, &outcomes);
-    vm.teardowns.lock().note_end(end, &outcomes);
+    let mut teardowns = vm.teardowns.lock();
+    if let Some(id) = teardowns.of_end(end) {
+        teardowns.note_quiesced(id, &outcomes);
+    }
+    drop(teardowns);
     let quiet = are_quiet(&outcomes);
     if !quiet {
         quarantine(vm, "a function does not stop");
@@ -374,10 +422,12 @@ fn end_watch(vm: &Vm, end: End) {
         }
     }
     tell_late_of(vm);
+    mark_end(vm, end, What::Ended);
     // Only now: it makes the functions stop, and those without a reset were to show what they still do.
     vm.pci.lock().reset(&hypervisor().pci.hardware, &mut &vm.space);
     // Other VMs' interrupts may be this CPU's to serve.
     vm.ram.scrub(|| interrupts::service(None));
+    mark_end(vm, end, What::Scrubbed);
     // Whatever the operator wanted meanwhile.
     let Life::Watching { end, .. } = *vm.life.lock() else { return };
     match end.next {
@@ -389,6 +439,21 @@ fn end_watch(vm: &Vm, end: End) {
                 *vm.life.lock() = Life::Crashed;
             }
         }
+    }
+}
+
+fn mark_end(vm: &Vm, end: End, what: What) {
+    let mut teardowns = vm.teardowns.lock();
+    if let Some(id) = teardowns.of_end(end) {
+        teardowns.mark(id, timer::now_us(), what, None, 0);
+    }
+}
+
+/// Remembers that a stream of `vm` is open again, on whatever evidence.
+pub fn note_reopened(vm: &Vm, owned: &Owned) {
+    let mut teardowns = vm.teardowns.lock();
+    if let Some(id) = teardowns.newest() {
+        teardowns.mark(id, timer::now_us(), What::Reopened, Some(owned.address), 0);
     }
 }
 
@@ -407,12 +472,18 @@ fn tell_late_of(vm: &Vm) {
 pub fn tell_late(vm: &Vm, owned: &Owned) {
     let Hypervisor { iommus, pci: bus, .. } = hypervisor();
     let Some(iommu) = iommus.find(owned.smmu) else { return };
-    let news = iommu.lock().stream_mut(owned.sid).and_then(Stream::tell_stopped);
-    let Some(stopped) = news else { return };
+    let tell = |stream: &mut Stream| Some((stream.tell_stopped()?, stream.stopped_at_us()?));
+    let Some((stopped, at_us)) = iommu.lock().stream_mut(owned.sid).and_then(tell) else { return };
+    let mut teardowns = vm.teardowns.lock();
+    let Some(id) = teardowns.newest() else { return };
+    teardowns.mark(id, at_us, What::Late, Some(owned.address), stopped.count);
+    if stopped.silenced {
+        teardowns.mark(id, timer::now_us(), What::Silenced, Some(owned.address), 0);
+    }
+    let Some(Noted { teardown: Teardown { cause, .. }, .. }) = teardowns.get(id) else { return };
+    let cause = *cause;
+    drop(teardowns);
     let Some(first) = stopped.first else { return };
-    let Some(cause) = vm.teardowns.lock().last().last().map(|teardown| teardown.cause) else {
-        return;
-    };
     let function = bus.topology.get(owned.address);
     let (vendor, device) = function.map_or((0, 0), |f| (f.vendor, f.device));
     let verb = if stopped.write == Some(true) { "wrote" } else { "read" };

@@ -152,6 +152,44 @@ pub struct Quiesced {
     pub clean: bool,
 }
 
+/// What happened at one moment of a teardown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum What {
+    /// The last stream was closed.
+    Closed,
+    /// The streams were watched from here on.
+    Watched,
+    /// The function was made to stop.
+    Quiesced,
+    /// The function's first late DMA was stopped.
+    Late,
+    /// The function's stream fell silent, because its budget was spent.
+    Silenced,
+    /// The function's stream was opened again.
+    Reopened,
+    /// The watch was over.
+    Ended,
+    /// The VM's memory was scrubbed and free of the past.
+    Scrubbed,
+}
+
+/// One moment of a teardown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// Microseconds since the cause, on EL2's clock.
+    pub at_us: u64,
+    /// What happened.
+    pub what: What,
+    /// The function's physical address, `BB:DD.F`; empty if it is about all of them.
+    pub device: String<8>,
+    /// How many accesses were late, or streams closed; 0 otherwise.
+    pub count: u64,
+}
+
+/// How many moments of a teardown are kept.
+pub const MAX_MOMENTS: usize = 32;
+
 /// One VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vm {
@@ -204,6 +242,8 @@ pub struct Teardown {
     pub instructions: Option<u64>,
     /// What became of each function.
     pub quiesced: Vec<Quiesced, 16>,
+    /// What happened when, in the order in which EL2 found out.
+    pub moments: Vec<Moment, MAX_MOMENTS>,
 }
 
 /// DMA that arrived after its owner was gone.

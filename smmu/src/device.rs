@@ -429,6 +429,8 @@ impl<'a, H: Hardware> Smmu<'a, H> {
             return Ok(());
         }
         let plan = match Plan::between(&old, &new) {
+            // A close of the VM leaves words behind that only this plan is sure to write.
+            _ if old == Ste::Abort => Plan::open(&new.encode()),
             Some(plan) => plan,
             None => {
                 self.run(sid, Plan::close(&Ste::Abort.encode()).steps())?;

@@ -133,6 +133,8 @@ pub struct Stream {
     armed_at_close: bool,
     stopped: Stopped,
     stopped_in_watch: Stopped,
+    /// When the first of these was found.
+    stopped_at_us: Option<u64>,
     /// How many of these were told.
     told: u64,
     /// Records with a smaller sequence number are a former owner's.
@@ -170,6 +172,7 @@ impl Stream {
             armed_at_close: false,
             stopped: Stopped::default(),
             stopped_in_watch: Stopped::default(),
+            stopped_at_us: None,
             told: 0,
             owned_from,
             watched_from: 0,
@@ -260,6 +263,11 @@ impl Stream {
         self.stopped_in_watch
     }
 
+    /// When it first tried something during the last watch.
+    pub fn stopped_at_us(&self) -> Option<u64> {
+        self.stopped_at_us
+    }
+
     /// Whether its function tried something in the last watch that [`Stream::tell_stopped`] has not told.
     pub fn has_untold(&self) -> bool {
         self.stopped_in_watch.count > self.told
@@ -323,6 +331,7 @@ impl Stream {
         self.watch_left = budget;
         self.refuses = false;
         self.stopped_in_watch = Stopped::default();
+        self.stopped_at_us = None;
         self.told = 0;
     }
 
@@ -367,14 +376,15 @@ impl Stream {
         self.faults[event.kind.index()] += 1;
         let verdict = match self.state {
             State::Watch if self.refuses => self.record_live(sequence, now_us, budgets),
-            State::Watch if sequence >= self.watched_from => self.record_stopped(event),
+            State::Watch if sequence >= self.watched_from => self.record_stopped(event, now_us),
             State::Stage2 | State::Nested => self.record_live(sequence, now_us, budgets),
             _ => Verdict::Keep,
         };
         (self.owner, verdict)
     }
 
-    fn record_stopped(&mut self, event: &Event) -> Verdict {
+    fn record_stopped(&mut self, event: &Event, now_us: u64) -> Verdict {
+        self.stopped_at_us = self.stopped_at_us.or(Some(now_us));
         self.stopped.note(event);
         self.stopped_in_watch.note(event);
         self.watch_left = self.watch_left.saturating_sub(1);
@@ -413,6 +423,11 @@ impl Streams {
 
     pub(crate) fn iter(&self) -> core::slice::Iter<'_, Stream> {
         self.0.iter()
+    }
+
+    /// The stream at `index`, which is one of [`Streams::iter`]'s.
+    pub(crate) fn at(&mut self, index: u8) -> &mut Stream {
+        &mut self.0[usize::from(index)]
     }
 
     pub(crate) fn find(&mut self, sid: StreamId) -> Option<&mut Stream> {

@@ -6,10 +6,13 @@ use crate::addr::{StreamId, VmIndex, Vmid};
 use crate::cmd::Command;
 use crate::device::Smmu;
 use crate::error::HostError;
-use crate::plan::Plan;
+use crate::plan::{Plan, Step};
 use crate::ports::Hardware;
 use crate::ste::Ste;
-use crate::streams::{MAX_STREAMS, Stage2Binding, State, Stream};
+use crate::streams::{MAX_STREAMS, State, Stream};
+
+/// Some of an SMMU's streams, by their places in the list.
+type Selection = Vec<u8, MAX_STREAMS>;
 
 /// Proof that no stream of a VM is open, and that the SMMU has forgotten all of the VM's translations:
 /// only a completed `CMD_SYNC` makes one (C3).
@@ -56,33 +59,60 @@ impl<H: Hardware> Smmu<'_, H> {
     /// [`HostError::BadVmid`] if a stream of `owner` is open under another tag, or another VM's under this
     /// one; or a failure of the hardware: then nothing is proven, and nothing may be reused (C3).
     pub fn close(&mut self, owner: VmIndex, vmid: Vmid) -> Result<Closed, HostError> {
-        let mixed = |(theirs, binding): (Option<VmIndex>, Stage2Binding)| {
-            (theirs == Some(owner)) != (binding.vmid == vmid)
-        };
-        if self.open_streams().any(mixed) {
-            return Err(HostError::BadVmid(vmid));
+        let mut open = Selection::new();
+        for (index, stream) in self.streams.iter().enumerate().filter(|(_, s)| s.state().is_open())
+        {
+            let theirs = stream.owner() == Some(owner);
+            if theirs != stream.binding.is_some_and(|binding| binding.vmid == vmid) {
+                return Err(HostError::BadVmid(vmid));
+            }
+            if theirs {
+                // It holds as many as there can be.
+                let _ = open.push(index as u8);
+            }
         }
-        let theirs = |stream: &&Stream| stream.owner() == Some(owner) && stream.state().is_open();
-        let sids: Vec<StreamId, MAX_STREAMS> =
-            self.streams.iter().filter(theirs).map(Stream::sid).collect();
         let plan = Plan::close(&Ste::Abort.encode());
-        let (until_sync, after_sync) = plan.around_sync();
-        for &sid in &sids {
-            self.run(sid, until_sync)?;
-        }
+        // What comes after the SYNC only tidies words that nobody looks at, and that every plan to open writes.
+        let (until_sync, _) = plan.around_sync();
         // Until this SYNC a walk may still begin at an old STE, and put what it finds where the TLBI has
         // already been.
-        if !sids.is_empty() {
+        if !open.is_empty() {
+            self.run_together(&open, until_sync)?;
             self.commands.sync(&self.hw)?;
         }
         self.commands.push(&self.hw, Command::TlbiS12Vmall { vmid })?;
         self.commands.sync(&self.hw)?;
-        for &sid in &sids {
-            self.run(sid, after_sync)?;
-            self.enter_abort(sid)?;
-            self.streams.get(sid)?.closed = true;
+        for &index in &open {
+            let stream = self.streams.at(index);
+            stream.enter(State::Abort, None, stream.cfgi());
+            stream.closed = true;
         }
-        Ok(Closed { owner, vmid, streams: sids.len() as u32 })
+        Ok(Closed { owner, vmid, streams: open.len() as u32 })
+    }
+
+    /// Executes steps of a plan for several streams at once, and what is needed once only once.
+    fn run_together(&mut self, chosen: &Selection, steps: &[Step]) -> Result<(), HostError> {
+        for step in steps {
+            match *step {
+                Step::Store { word, value } => {
+                    for &index in chosen {
+                        let entry = self.streams.at(index).entry;
+                        self.hw.store(entry.add(u64::from(word) * 8), value);
+                    }
+                }
+                Step::Publish => self.hw.publish(),
+                Step::Cfgi => {
+                    for &index in chosen {
+                        let stream = self.streams.at(index);
+                        stream.count_cfgi();
+                        let command = Command::CfgiSte { sid: stream.sid(), leaf: true };
+                        self.commands.push(&self.hw, command)?;
+                    }
+                }
+                Step::Sync => self.commands.sync(&self.hw)?,
+            }
+        }
+        Ok(())
     }
 
     /// Begins to watch `owner`'s streams after a close: those that it closed, those of which the owner itself was

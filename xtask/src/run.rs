@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use evidence::memory::RamFile;
 use evidence::report::Collector;
+use evidence::timeline;
 use evidence::{Case, Testimony, Trace, Verdict, trace, verdict};
 use platform::operator::Command;
 
@@ -81,6 +82,7 @@ pub fn run_prepared(request: &Request, prepared: &Prepared) -> Result<Outcome> {
     if let Some(path) = &request.report {
         let json = verdict.file().to_json()?;
         std::fs::write(path, json).with_context(|| format!("writing {}", path.display()))?;
+        draw_teardowns(path, &verdict.report)?;
     }
     let exit = match (recorded.timed_out, verdict.pass) {
         (true, _) => Exit::TimedOut,
@@ -89,6 +91,18 @@ pub fn run_prepared(request: &Request, prepared: &Prepared) -> Result<Outcome> {
     };
     let Recorded { testimony, trace, console, duration, .. } = recorded;
     Ok(Outcome { exit, verdict, testimony, trace, console, duration })
+}
+
+/// Puts a picture of each teardown beside the report at `path`: `NAME.VM.NUMBER.svg`.
+fn draw_teardowns(path: &Path, report: &evidence::Report) -> Result<()> {
+    for vm in &report.vms {
+        for (number, teardown) in vm.teardowns.iter().enumerate() {
+            let picture = path.with_extension(format!("{}.{}.svg", vm.name, number + 1));
+            std::fs::write(&picture, timeline::svg(&vm.name, teardown))
+                .with_context(|| format!("writing {}", picture.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// What was seen and heard while QEMU ran.

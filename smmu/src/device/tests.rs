@@ -6,6 +6,7 @@ use std::vec::Vec;
 use super::*;
 use crate::addr::{Iova, Ipa, Pa};
 use crate::fake::{Fake, FakeFrames, Fault, Outcome, QEMU_NESTED, QEMU_STAGE1, QEMU_STAGE2};
+use crate::ports::Memory;
 use crate::stage2::Attributes;
 use crate::streams::{Stopped, Transition};
 
@@ -699,4 +700,25 @@ fn a_close_is_followed_by_a_watch_of_all_that_its_owner_has() {
     machine.smmu.watch_closed(VM).unwrap();
     assert_eq!(machine.stream(OTHER).state(), State::Watch);
     assert_eq!(machine.stream(OTHER).stopped_in_watch().count, 0);
+}
+
+/// A close writes word 0 only; whatever configures the stream next must not take the others for zeros.
+#[test]
+fn nothing_of_an_old_stage_1_is_left_after_a_close() {
+    let fake = Fake::new(QEMU_NESTED);
+    let mut streams = Streams::new();
+    let mut machine = Machine::new(&fake, &mut streams);
+    let binding = machine.open(DEVICE, VM, 1);
+    let words = |machine: &mut Machine<'_>| {
+        let entry = machine.smmu.streams.get(DEVICE).unwrap().entry;
+        [0, 1, 2, 3, 4, 5, 6, 7].map(|word| fake.load(entry.add(8 * word)))
+    };
+    let bypass = words(&mut machine);
+    let stage1 =
+        Stage1Config { context: Ipa::new(0x4000_1000), inner: 1, outer: 1, shareability: 3 };
+    machine.smmu.configure(DEVICE, &binding, &Configuration::Nested(stage1)).unwrap();
+    assert_ne!(words(&mut machine), bypass);
+    let _ = machine.smmu.close(VM, Vmid(1)).unwrap();
+    machine.smmu.configure(DEVICE, &binding, &Configuration::Stage2).unwrap();
+    assert_eq!(words(&mut machine), bypass);
 }

@@ -192,6 +192,7 @@ fn report() -> Report {
             streams: 1,
             instructions: None,
             quiesced,
+            moments: Vec::new(),
         }],
     };
     let bus_master = wire::Quiesced {
@@ -392,6 +393,7 @@ fn records(report: &Report) -> Vec<Record> {
                 streams: teardown.streams,
                 instructions: teardown.instructions,
                 quiesced: teardown.quiesced.iter().cloned().collect(),
+                moments: teardown.moments.iter().cloned().collect(),
             })
         }));
     }

@@ -18,6 +18,7 @@ pub mod memory;
 pub mod oracle;
 pub mod report;
 pub mod testimony;
+pub mod timeline;
 pub mod trace;
 pub mod verdict;
 

@@ -78,6 +78,9 @@ pub struct Teardown {
     pub instructions: Option<u64>,
     /// What became of each function.
     pub quiesced: Vec<report::Quiesced>,
+    /// What happened when, in the order in which EL2 found out.
+    #[serde(default)]
+    pub moments: Vec<report::Moment>,
 }
 
 /// One stream.
@@ -441,6 +444,7 @@ impl Report {
                 streams: teardown.streams,
                 instructions: teardown.instructions,
                 quiesced: teardown.quiesced.to_vec(),
+                moments: teardown.moments.to_vec(),
             }),
             Record::Step(step) => {
                 let history = &mut self.known_stream(step.sid)?.history;

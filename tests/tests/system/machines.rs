@@ -1,6 +1,6 @@
 //! Machines other than the usual one: SMMU classes, no ITS, repeatable time, and what EL2 refuses.
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use tests::built_in::{machine, vm};
 use tests::run::{qemu, request};
 use xtask::exit::Exit;
@@ -12,7 +12,7 @@ pub const TESTS: &[Test] = &[
     ("qemu::stage_2_only_hardware_confines_as_well", stage_2_only),
     ("qemu::stage_1_only_hardware_is_refused", stage_1_only),
     ("linux::without_an_its", || passes(&["--linux", "--its", "off"])),
-    ("qemu::a_repeatable_run", || passes(&["--icount"])),
+    ("qemu::a_close_costs_what_its_streams_cost", close_cost),
     ("qemu::a_device_of_the_users_is_guest_0s", users_device),
     ("qemu::a_corrupt_bundle_is_refused", corrupt_bundle),
     ("qemu::too_little_memory_is_refused", too_little_memory),
@@ -40,6 +40,32 @@ fn stage_1_only() -> Result<()> {
         .holds("no guest ran", |outcome| outcome.testimony.guests().next().is_none())?;
     Ok(())
 }
+
+/// A run that repeats itself instruction by instruction, in which guest 0 has sixteen streams and more memory than the
+/// other guest, which has one stream.
+fn close_cost() -> Result<()> {
+    let mut options = vec!["--icount", "--memory", "64M"];
+    for _ in 1..MOST_STREAMS {
+        options.extend(["--device", "edu"]);
+    }
+    let outcome = qemu(&options)?.passed()?;
+    let cost = |vm: &str| {
+        let teardowns = &outcome.outcome.verdict.report.vm(vm)?.teardowns;
+        let last = teardowns.last()?;
+        Some((last.streams, last.instructions?))
+    };
+    let (Some((many, dear)), Some((1, cheap))) = (cost("victim"), cost("rogue")) else {
+        bail!("no close of guest 0, or none of one stream, was counted")
+    };
+    ensure!(many == MOST_STREAMS, "guest 0 had {many} streams");
+    ensure!(cheap <= 2_000 + 400, "{cheap} instructions for one stream");
+    let most = cheap + 400 * u64::from(many - 1);
+    ensure!(dear <= most, "{dear} instructions for {many} streams, {cheap} for one");
+    Ok(())
+}
+
+/// As many as one VM can have.
+const MOST_STREAMS: u32 = 16;
 
 fn users_device() -> Result<()> {
     let users = ["--device", "edu,addr=5", "--device", "edu"];

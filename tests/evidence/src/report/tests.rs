@@ -38,6 +38,14 @@ fn records() -> Vec<Record> {
             streams: 1,
             instructions: None,
             quiesced: [quiesced].into_iter().collect(),
+            moments: [report::Moment {
+                at_us: 42,
+                what: report::What::Late,
+                device: "00:02.0".try_into().unwrap(),
+                count: 1,
+            }]
+            .into_iter()
+            .collect(),
         }),
         Record::Command(Command { base: Hex(0x905_0000), opcode: count("CMD_SYNC", 9) }),
         Record::Stream(report::Stream {
@@ -117,6 +125,7 @@ fn the_file_has_the_documented_names_and_nesting() {
             "teardowns": [{
                 "cause": "system-off", "streams": 1, "instructions": null,
                 "quiesced": [{ "address": "00:02.0", "how": "bus-master", "clean": false }],
+                "moments": [{ "at_us": 42, "what": "late", "device": "00:02.0", "count": 1 }],
             }],
         }],
         "streams": [{
