@@ -25,6 +25,7 @@ pub mod machine;
 #[cfg(target_os = "none")]
 #[allow(unsafe_code)]
 pub mod mem;
+pub mod mmu;
 #[cfg(target_os = "none")]
 pub mod operator;
 pub mod ownership;
@@ -39,6 +40,7 @@ pub mod start;
 pub mod syndrome;
 #[cfg(target_os = "none")]
 pub mod takeover;
+#[cfg(target_os = "none")]
 pub mod teardown;
 pub mod vgic;
 #[cfg(target_os = "none")]

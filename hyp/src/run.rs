@@ -7,10 +7,10 @@ use crate::arch::vcpu::{self, Exit, GuestRegisters};
 use crate::arch::{cpu, gic, sysreg, tlb};
 use crate::exits::Reason;
 use crate::machine::take_attention;
-use crate::takeover::{self, Mmu};
+use crate::mmu::Mmu;
 use crate::vgic::{ListRegisters, Vgic};
 use crate::vm::{Power, Vm};
-use crate::{emulate, interrupts, machine, teardown, vsmmu};
+use crate::{emulate, interrupts, machine, takeover, teardown, vsmmu};
 
 /// What an exit leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

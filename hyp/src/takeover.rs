@@ -17,20 +17,6 @@ use crate::run::Running;
 use crate::teardown;
 use crate::vm::{Power, Vm};
 
-/// What is known of one CPU's MMU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Mmu {
-    /// It was seen on since the CPU started, or since it was last found off.
-    was_on: bool,
-}
-
-impl Mmu {
-    /// It is seen `on` or off; returns whether it went off.
-    pub fn sees(&mut self, on: bool) -> bool {
-        core::mem::replace(&mut self.was_on, on) && !on
-    }
-}
-
 /// Whether a VM's translation controls trap.
 #[derive(Debug, Default)]
 pub struct Suspicion(AtomicBool);
@@ -77,7 +63,9 @@ pub fn write_control(running: &mut Running, register: (u8, u8, u8, u8, u8), valu
 /// Another kernel is taking over. Returns whether the guest goes on.
 fn new_kernel(running: &mut Running) -> bool {
     let vm = running.vm;
-    let cause = Cause::MmuOff;
+    // Who leaves its SMMU enabled did not shut it down.
+    let crashed = vm.smmu.as_ref().is_some_and(|smmu| smmu.lock().is_enabled());
+    let cause = if crashed { Cause::CrashKexec } else { Cause::MmuOff };
     if !teardown::hand_over(vm, cause) {
         return false;
     }
@@ -86,24 +74,4 @@ fn new_kernel(running: &mut Running) -> bool {
         vcpu::reset_timers();
     }
     true
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_mmu_that_was_never_on_tells_nothing() {
-        let mut mmu = Mmu::default();
-        assert!(!mmu.sees(false) && !mmu.sees(false));
-    }
-
-    #[test]
-    fn each_way_off_is_told_once() {
-        let mut mmu = Mmu::default();
-        assert!(!mmu.sees(true) && !mmu.sees(true));
-        assert!(mmu.sees(false));
-        assert!(!mmu.sees(false) && !mmu.sees(true));
-        assert!(mmu.sees(false));
-    }
 }

@@ -449,8 +449,9 @@ fn mark_end(vm: &Vm, end: End, what: What) {
     }
 }
 
-/// Remembers that a stream of `vm` is open again, on whatever evidence.
-pub fn note_reopened(vm: &Vm, owned: &Owned) {
+/// The stream of a function of `vm` is open again, on whatever evidence: its watch is over.
+pub fn reopened(vm: &Vm, owned: &Owned) {
+    tell_late(vm, owned);
     let mut teardowns = vm.teardowns.lock();
     if let Some(id) = teardowns.newest() {
         teardowns.mark(id, timer::now_us(), What::Reopened, Some(owned.address), 0);
@@ -469,7 +470,7 @@ fn tell_late_of(vm: &Vm) {
 }
 
 /// Names a function that did DMA after the last close of its VM, if it did so since it was named (C6).
-pub fn tell_late(vm: &Vm, owned: &Owned) {
+fn tell_late(vm: &Vm, owned: &Owned) {
     let Hypervisor { iommus, pci: bus, .. } = hypervisor();
     let Some(iommu) = iommus.find(owned.smmu) else { return };
     let tell = |stream: &mut Stream| Some((stream.tell_stopped()?, stream.stopped_at_us()?));

@@ -27,7 +27,7 @@ use crate::mem::shared::TableWords;
 use crate::ownership::{Owned, VmFunctions};
 use crate::pci::{self, Request, ResetPolicy, Scope};
 use crate::takeover::{self, Suspicion};
-use crate::teardown::{Teardowns, note_reopened, tell_late};
+use crate::teardown::{Teardowns, reopened};
 use crate::vgic::{self, PhysicalSpi, Vgic};
 use crate::vpci::{BarMap, MapFailed, Vpci, VpciError};
 use crate::vsmmu::{self, GuestSmmu, NoFrames};
@@ -371,10 +371,9 @@ impl Vm {
             Past::Noisy | Past::Used => false,
         };
         if evidence {
-            tell_late(self, function);
             match self.open(function) {
                 Ok(true) => {
-                    note_reopened(self, function);
+                    reopened(self, function);
                     if *past == Past::Silent {
                         log::warn!("{}: {address} is used again unreset", self.name());
                     }

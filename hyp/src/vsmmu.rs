@@ -10,6 +10,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use heapless::Vec;
+use platform::bundle::OnCrashKexec;
 use platform::guest_map;
 use platform::report::Cause;
 use smmu::addr::{StreamId, Vmid};
@@ -19,22 +20,22 @@ use smmu::error::HostError;
 use smmu::event::Event;
 pub use smmu::guest::Width;
 use smmu::guest::{
-    Config, Counters, Features, Interrupts, MAX_GUEST_STREAMS, Physical, Ports, StreamMap,
+    CONTROL, Config, Counters, Features, Interrupts, MAX_GUEST_STREAMS, Physical, Ports, StreamMap,
     VirtualSmmu, Work,
 };
 use spin::{Mutex, MutexGuard};
 
 use crate::arch::{cpu, timer};
 use crate::inbox::Inbox;
-use crate::iommu::Iommus;
+use crate::iommu::{Driver, Iommus};
 use crate::machine::{VmInterrupts, gic, hypervisor};
 use crate::mem::shared::RegisterPages;
-use crate::ownership::VmFunctions;
+use crate::ownership::{Owned, VmFunctions};
 use crate::run::Running;
-use crate::teardown;
 use crate::vgic::Vgic;
 use crate::vm::Vm;
 use crate::vpci::Vpci;
+use crate::{takeover, teardown};
 
 /// How long a guest runs between two pieces of the work that it has queued, in microseconds.
 const PAUSE_US: u64 = 20;
@@ -211,7 +212,23 @@ struct Behind<'a> {
 
 impl Physical for Behind<'_> {
     fn configure(&mut self, smmu: u8, sid: StreamId, to: &Configuration) -> Result<(), HostError> {
-        hypervisor().iommus.0[usize::from(smmu)].lock().configure(sid, &self.vm.binding, to)
+        let iommu = &hypervisor().iommus.0[usize::from(smmu)];
+        let mut driver = iommu.lock();
+        let is_open =
+            |driver: &mut Driver| driver.stream_mut(sid).is_some_and(|s| s.state().is_open());
+        let was_open = is_open(&mut driver);
+        driver.configure(sid, &self.vm.binding, to)?;
+        let opened = !was_open && is_open(&mut driver);
+        drop(driver);
+        if opened {
+            let of = |owned: &&Owned| owned.smmu == iommu.facts.phandle && owned.sid == sid;
+            self.vm
+                .functions
+                .iter()
+                .filter(of)
+                .for_each(|owned| teardown::reopened(self.vm, owned));
+        }
+        Ok(())
     }
 
     fn relay(&mut self, smmu: u8, command: Command) -> Result<(), HostError> {
@@ -294,15 +311,20 @@ pub fn write(
     };
     let (left, interrupts) = smmu.with(vm, |state, ports| state.write(ports, offset, width, value));
     raise_running(running, interrupts);
-    if let Work::Disable { .. } = left {
+    if let Work::Disable { taken_over } = left {
+        // A new kernel that found it enabled has no use for what the manifest would preserve.
+        let crashed = taken_over && vm.config.on_crash_kexec != OnCrashKexec::Preserve;
+        let cause = if crashed { Cause::CrashKexec } else { Cause::SmmuDisable };
         // With its lock given up: devices are stopped as well. Until it is acknowledged the guest can open nothing.
-        if teardown::hand_over(vm, Cause::SmmuDisable) {
+        if teardown::hand_over(vm, cause) {
             let (_, interrupts) = smmu.with(vm, |state, ports| match state.is_disabling() {
                 true => state.disabled(ports),
-                // Another CPU began a new kernel meanwhile: that was reset.
+                // It was reset, because a new kernel began.
                 false => Ok(Work::Done),
             });
             raise_running(running, interrupts);
         }
+    } else if offset == CONTROL && smmu.lock().is_enabled() {
+        takeover::trust(vm);
     }
 }

@@ -43,6 +43,8 @@ pub const MAX_SMMUS: usize = 8;
 pub const REGISTERS_SIZE: u64 = 0x2_0000;
 /// The offset of `CMDQ_PROD`: a write to it is what a batch of commands costs a guest.
 pub const COMMAND_DOORBELL: u32 = offset::CMDQ_PROD;
+/// The register by which the guest enables it: `CR0`.
+pub const CONTROL: u32 = offset::CR0;
 /// Only the first so many bytes of each 64 KiB page ever differ from zero.
 pub const IMAGE_SIZE: u64 = 0x1000;
 
