@@ -8,11 +8,12 @@ use core::fmt::Write as _;
 use core::sync::atomic::Ordering;
 
 use heapless::{Deque, String, Vec};
-use platform::bundle::MAX_FUNCTIONS;
+use platform::bundle::{MAX_FUNCTIONS, MAX_VMS};
 use platform::pcie::Bdf;
 use platform::report::{Cause, Moment, Quiesced, Teardown, What};
 use smmu::error::HostError;
 use smmu::streams::Stream;
+use spin::Mutex;
 
 use crate::arch::{firmware, pmu, timer};
 use crate::console::CONSOLE;
@@ -32,12 +33,15 @@ const LOOK_US: u64 = 1_000;
 pub const MAX_TEARDOWNS: usize = 8;
 
 /// When a VM's streams were closed, and why, and what followed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Teardowns {
     last: Deque<Noted, MAX_TEARDOWNS>,
     /// How many there were before the first in `last`.
     forgotten: usize,
 }
+
+/// Those of every VM: in one place, because they are too large to be handed about on a stack.
+static TEARDOWNS: [Mutex<Teardowns>; MAX_VMS] = [const { Mutex::new(Teardowns::new()) }; MAX_VMS];
 
 #[derive(Debug)]
 struct Noted {
@@ -50,6 +54,15 @@ struct Noted {
 pub struct TeardownId(usize);
 
 impl Teardowns {
+    const fn new() -> Self {
+        Self { last: Deque::new(), forgotten: 0 }
+    }
+
+    /// Those of VM number `index`.
+    pub fn of(index: usize) -> &'static Mutex<Self> {
+        &TEARDOWNS[index]
+    }
+
     /// The last ones, oldest first.
     pub fn last(&self) -> impl Iterator<Item = &Teardown> {
         self.last.iter().map(|noted| &noted.teardown)

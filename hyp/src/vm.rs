@@ -210,7 +210,7 @@ pub struct Vm {
     /// Why its CPUs left guest code.
     pub exits: Exits,
     /// When its streams were closed, and why.
-    pub teardowns: Mutex<Teardowns>,
+    pub teardowns: &'static Mutex<Teardowns>,
 }
 
 impl Vm {
@@ -297,7 +297,7 @@ impl Vm {
             suspicion: Suspicion::default(),
             boots: AtomicU32::new(0),
             exits: Exits::default(),
-            teardowns: Mutex::new(Teardowns::default()),
+            teardowns: Teardowns::of(index.0.into()),
             config,
         })
     }
