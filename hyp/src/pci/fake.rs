@@ -369,6 +369,12 @@ fn window(kind: WindowKind, pci: u64, size: u64, offset: u64) -> Window {
     Window { kind, prefetchable: false, pci, cpu }
 }
 
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl World {
     pub fn new() -> Self {
         let host = Fake::new(0, 0, 0x0008_1b36, 0x06_0000);
@@ -576,7 +582,7 @@ impl Clock for World {
 
 impl World {
     /// The longest time in microseconds that passed without a look at what cannot wait.
-    pub(crate) fn longest_unattended_us(&self) -> u64 {
+    pub fn longest_unattended_us(&self) -> u64 {
         self.longest_unattended.get()
     }
 }

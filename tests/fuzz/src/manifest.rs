@@ -45,7 +45,11 @@ fn check(vm: &Vm) {
         assert!(list.iter().all(|cpu| (*cpu as usize) < MAX_CPUS));
     }
     let memory = vm.memory.value;
-    assert!(memory > 0 && memory <= guest_map::RAM_LIMIT && memory % guest_map::RAM_GRANULE == 0);
+    assert!(
+        memory > 0
+            && memory <= guest_map::RAM_LIMIT
+            && memory.is_multiple_of(guest_map::RAM_GRANULE)
+    );
     assert!(vm.functions.len() <= MAX_FUNCTIONS);
 }
 

@@ -342,7 +342,7 @@ impl<'h> Guest<'h> {
     }
 
     /// Makes the RAM change under every read from now on, or not.
-    pub fn set_restless(&mut self, seed: u64) {
+    pub fn set_restless(&self, seed: u64) {
         self.ram.restless.set(seed);
     }
 
@@ -357,7 +357,7 @@ impl<'h> Guest<'h> {
     }
 
     /// Writes guest memory where there is any.
-    pub fn poke(&mut self, ipa: u64, words: &[u64]) {
+    pub fn poke(&self, ipa: u64, words: &[u64]) {
         // What is elsewhere is not the guest's to write.
         _ = self.ram.write(Ipa::new(ipa & !7), words);
     }
@@ -421,7 +421,7 @@ impl<'h> Guest<'h> {
     }
 
     /// A device of the guest's, or anyone's, accesses an address.
-    pub fn dma(&mut self, sid: u32, address: u64, write: bool) -> Outcome {
+    pub fn dma(&self, sid: u32, address: u64, write: bool) -> Outcome {
         let transaction = Transaction { write, ..Transaction::write(sid, address) };
         self.wire.machine.dma(transaction)
     }
@@ -430,7 +430,8 @@ impl<'h> Guest<'h> {
     pub fn drain(&mut self) -> Vec<(Event, Forwarded)> {
         let mut seen = Vec::new();
         let mut count = 0;
-        let drained = self.host.smmu.drain_events(64, &mut |event, owner| {
+        let drained = self.host.smmu.drain_events(64, &mut |event, concern| {
+            let owner = concern.owner;
             let expected = match event.sid.0 {
                 1 | 2 => Some(VmIndex(0)),
                 OTHER => Some(VmIndex(1)),
@@ -452,7 +453,7 @@ impl<'h> Guest<'h> {
     }
 
     /// Puts a record into the physical event queue, whatever it says. Returns whether there was room.
-    pub fn record(&mut self, words: [u64; 4]) -> bool {
+    pub fn record(&self, words: [u64; 4]) -> bool {
         let base = self.wire.events.get();
         let log2 = base & 0x1f;
         let producer = self.wire.read32(EVENTQ_PROD);
@@ -498,7 +499,7 @@ impl<'h> Guest<'h> {
     }
 
     /// Nothing is wrong on the wire, in memory, or for the other VM.
-    pub fn check(&mut self) {
+    pub fn check(&self) {
         let machine = self.wire.machine;
         for (_, phys) in STREAMS {
             self.check_ste(phys);

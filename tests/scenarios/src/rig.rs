@@ -95,7 +95,7 @@ impl<'a, B: Bench> Rig<'a, B> {
             (INPUT_MISSING, MISSING, true),
             (INPUT_STAGE1_READ_ONLY, DATA, false),
         ] {
-            rig.store(third, input / PAGE & 0x1ff, page1(output, write));
+            rig.store(third, (input / PAGE) & 0x1ff, page1(output, write));
         }
         rig.set_context(true, true);
         rig.start();
@@ -134,20 +134,20 @@ impl<'a, B: Bench> Rig<'a, B> {
         seen
     }
 
-    pub fn set_cr0(&mut self, value: u32) {
+    pub fn set_cr0(&self, value: u32) {
         self.bench.write32(register::CR0, value);
         self.poll(register::CR0ACK, |seen| seen == value);
     }
 
     /// What becomes of transactions while the SMMU is disabled.
-    pub fn set_gbpa(&mut self, abort: bool) {
+    pub fn set_gbpa(&self, abort: bool) {
         let attributes = self.poll(register::GBPA, |seen| seen & UPDATE == 0) & !ABORT;
         let value = attributes | UPDATE | if abort { ABORT } else { 0 };
         self.bench.write32(register::GBPA, value);
         self.poll(register::GBPA, |seen| seen & UPDATE == 0);
     }
 
-    fn store(&mut self, at: Pa, word: u64, value: u64) {
+    fn store(&self, at: Pa, word: u64, value: u64) {
         self.bench.store(Pa::new(at.raw() + 8 * word), value);
     }
 
@@ -162,20 +162,20 @@ impl<'a, B: Bench> Rig<'a, B> {
     }
 
     /// Puts a command into a slot of the queue.
-    pub fn put(&mut self, slot: u32, command: Command) {
+    pub fn put(&self, slot: u32, command: Command) {
         let at = Pa::new(self.commands.raw() + 16 * u64::from(slot));
         self.store(at, 0, command[0]);
         self.store(at, 1, command[1]);
     }
 
     /// Tells the SMMU of what is in the queue, and waits. Returns `CMDQ_CONS`.
-    pub fn ring(&mut self) -> u32 {
+    pub fn ring(&self) -> u32 {
         self.bench.write32(register::CMDQ_PROD, self.producer);
         self.consumed()
     }
 
     /// Waits until the queue is empty or stopped. Returns `CMDQ_CONS`.
-    pub fn consumed(&mut self) -> u32 {
+    pub fn consumed(&self) -> u32 {
         let producer = self.producer;
         let index = (2 << COMMANDS_LOG2) - 1;
         for _ in 0..PATIENCE {
@@ -193,13 +193,13 @@ impl<'a, B: Bench> Rig<'a, B> {
     }
 
     /// Acknowledges them.
-    pub fn acknowledge_errors(&mut self) {
+    pub fn acknowledge_errors(&self) {
         let errors = self.bench.read32(register::GERROR);
         self.bench.write32(register::GERRORN, errors);
     }
 
     /// Writes the device's STE, and tells nobody.
-    pub fn write_ste(&mut self, words: Ste) {
+    pub fn write_ste(&self, words: Ste) {
         let at = Pa::new(self.streams.raw() + 64 * u64::from(self.bench.sid().0));
         for (index, word) in words.into_iter().enumerate() {
             self.store(at, index as u64, word);
@@ -235,7 +235,7 @@ impl<'a, B: Bench> Rig<'a, B> {
     }
 
     /// Writes the guest's CD, and tells nobody.
-    pub fn set_context(&mut self, valid: bool, record: bool) {
+    pub fn set_context(&self, valid: bool, record: bool) {
         let words = context(ASID, TABLES[0], record);
         for (index, word) in words.into_iter().enumerate() {
             let word = if valid { word } else { 0 };
@@ -245,14 +245,14 @@ impl<'a, B: Bench> Rig<'a, B> {
     }
 
     /// Changes what stage 2 has for a page of the guest's, and tells nobody.
-    pub fn map(&mut self, ipa: u64, page: Option<u64>) {
-        self.store(self.pages, ipa / PAGE & 0x1ff, page.unwrap_or(0));
+    pub fn map(&self, ipa: u64, page: Option<u64>) {
+        self.store(self.pages, (ipa / PAGE) & 0x1ff, page.unwrap_or(0));
         self.bench.publish();
     }
 
     /// What stage 2 has for a page of the guest's.
     pub fn mapping(&self, ipa: u64) -> Option<u64> {
-        let at = self.pages.raw() + 8 * (ipa / PAGE & 0x1ff);
+        let at = self.pages.raw() + 8 * ((ipa / PAGE) & 0x1ff);
         Some(self.bench.load(Pa::new(at)))
     }
 
