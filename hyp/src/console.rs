@@ -1,12 +1,12 @@
-//! The two UARTs, both EL2's: one for people (every guest's console and EL2's log, line by line), one for the
-//! report and the operator.
+//! The two UARTs, both EL2's: one for people (every guest's console and EL2's log, line by line; what they type is guest
+//! 0's), one for the report and the operator.
 
 use core::fmt::{self, Write as _};
 
 use arm_pl011_uart::{Interrupts, Uart};
 use spin::Mutex;
 
-/// Guests' lines and EL2's log.
+/// Guests' lines and EL2's log going out, what is typed for guest 0 coming in.
 pub static CONSOLE: Port = Port::new();
 /// The report going out, operator commands coming in.
 pub static OPERATOR: Port = Port::new();
@@ -37,10 +37,11 @@ impl Port {
         }
     }
 
-    /// Makes received bytes interrupt.
-    pub fn listen(&self) {
+    /// Makes received bytes interrupt, or keeps them from it.
+    pub fn listen(&self, on: bool) {
         if let Some(uart) = self.0.lock().as_mut() {
-            uart.set_interrupt_masks(Interrupts::RXI | Interrupts::RTI);
+            let received = Interrupts::RXI | Interrupts::RTI;
+            uart.set_interrupt_masks(if on { received } else { Interrupts::empty() });
         }
     }
 

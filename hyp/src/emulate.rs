@@ -6,7 +6,7 @@ use platform::guest_map::{
     PCI_MEM32, PCI_MEM32_SIZE, PCI_MEM64, PCI_MEM64_SIZE, PL011, PL011_SIZE, SMMU, SMMU_SIZE,
 };
 use platform::report::Cause;
-use smmu::addr::Ipa;
+use smmu::addr::{Ipa, VmIndex};
 use smmu::guest::COMMAND_DOORBELL;
 
 use crate::arch::{idregs as hardware, sysreg, vcpu};
@@ -21,7 +21,7 @@ use crate::vm::{Power, Vm};
 use crate::vpci::Target;
 use crate::vsmmu::{self, GuestSmmu};
 use crate::width::Width;
-use crate::{console, idregs, takeover, teardown};
+use crate::{console, idregs, takeover, teardown, typing, vuart};
 
 /// Answers the trap that `esr`, `far` and `hpfar` describe.
 pub fn trap(running: &mut Running, esr: u64, far: u64, hpfar: u64) -> Flow {
@@ -292,6 +292,9 @@ fn uart_register(running: &mut Running, offset: u64, access: Access) {
     } else {
         let value = uart.read(offset, access.width);
         set(running, access.register, access.extend(value));
+        if offset == vuart::DR && vm.index == VmIndex(0) {
+            typing::refill(&mut uart);
+        }
         None
     };
     let after = uart.interrupt();

@@ -15,6 +15,8 @@ pub struct Own {
     pub maintenance: u32,
     /// EL2's timer.
     pub timer: u32,
+    /// The console's UART.
+    pub console: Option<u32>,
     /// The operator's UART.
     pub operator: Option<u32>,
 }
@@ -67,6 +69,8 @@ fn own(intid: u32, running: Option<&mut Running>) -> bool {
         // Streams that were muted for long enough are heard again.
         hypervisor().iommus.settle();
         teardown::tell_all_late();
+    } else if Some(intid) == own.console {
+        typing::take(running);
     } else if Some(intid) == own.operator {
         while let Some(byte) = OPERATOR.read() {
             operator::receive(byte);

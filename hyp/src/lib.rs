@@ -42,6 +42,8 @@ pub mod syndrome;
 pub mod takeover;
 #[cfg(target_os = "none")]
 pub mod teardown;
+#[cfg(target_os = "none")]
+pub mod typing;
 pub mod vgic;
 #[cfg(target_os = "none")]
 pub mod vm;

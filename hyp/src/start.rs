@@ -17,7 +17,7 @@ use spin::{Mutex, MutexGuard, Once};
 use crate::arch::cpu::{self, MAX_CPUS};
 use crate::arch::gic::{self, Gic};
 use crate::arch::{boot, fatal, firmware, sysreg, uart};
-use crate::console::{self, OPERATOR};
+use crate::console::{self, CONSOLE, OPERATOR};
 use crate::interrupts::Own;
 use crate::iommu::{Iommu, Iommus};
 use crate::machine::{self, Hypervisor, PciBus};
@@ -161,7 +161,7 @@ fn listen(facts: &Machine) {
             machine::enable_own(interrupt.intid, edge, cpu);
         }
     }
-    if let Some(interrupt) = facts.uarts.get(1).and_then(|uart| uart.interrupt) {
+    for interrupt in facts.uarts.iter().take(2).filter_map(|uart| uart.interrupt) {
         machine::enable_own(interrupt.intid, interrupt.trigger == dt::Trigger::Edge, cpu);
     }
 }
@@ -313,14 +313,20 @@ fn start_interrupts(facts: &Machine) {
     let mut operator = None;
     if let Some(uart) = facts.uarts.get(1) {
         OPERATOR.install(uart::take(uart.range.base));
-        OPERATOR.listen();
+        OPERATOR.listen(true);
         operator = uart.interrupt.map(|interrupt| interrupt.intid);
     }
     interrupts::set_own(Own {
         maintenance: facts.gic.maintenance.intid,
         timer: facts.timers.hypervisor.intid,
+        console: facts
+            .uarts
+            .first()
+            .and_then(|uart| uart.interrupt)
+            .map(|interrupt| interrupt.intid),
         operator,
     });
+    CONSOLE.listen(true);
 }
 
 #[inline(never)]

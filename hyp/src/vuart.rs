@@ -9,7 +9,8 @@ use crate::width::Width;
 /// The longest piece of a line that is printed at once.
 pub const MAX_LINE: usize = 256;
 
-const DR: u64 = 0x00;
+/// The data register.
+pub const DR: u64 = 0x00;
 const FR: u64 = 0x18;
 const CR: u64 = 0x30;
 const IFLS: u64 = 0x34;
@@ -20,6 +21,7 @@ const ICR: u64 = 0x44;
 const ID: u64 = 0xfe0;
 
 const FR_RXFE: u32 = 1 << 4;
+const FR_RXFF: u32 = 1 << 6;
 const FR_TXFE: u32 = 1 << 7;
 const INT_RX: u32 = 1 << 4;
 const INT_TX: u32 = 1 << 5;
@@ -76,7 +78,11 @@ impl VirtualUart {
                 }
                 byte.into()
             }
-            FR => FR_TXFE | if self.input.is_empty() { FR_RXFE } else { 0 },
+            FR => {
+                let empty = if self.input.is_empty() { FR_RXFE } else { 0 };
+                let full = if self.has_room() { 0 } else { FR_RXFF };
+                FR_TXFE | empty | full
+            }
             register @ 0x20..=0x2c => self.line_registers[(register as usize - 0x20) / 4],
             CR => self.control,
             IFLS => self.fifo_levels,
@@ -133,7 +139,12 @@ impl VirtualUart {
         (!self.line.is_empty()).then(|| core::mem::take(&mut self.line))
     }
 
-    /// Types `byte`; it is lost if the guest does not read.
+    /// Whether [`VirtualUart::receive`] may be called.
+    pub fn has_room(&self) -> bool {
+        !self.input.is_full()
+    }
+
+    /// Types `byte`; it is lost if there is no room.
     pub fn receive(&mut self, byte: u8) {
         if self.input.push_back(byte).is_ok() {
             self.raw |= INT_RX;
@@ -197,5 +208,22 @@ mod tests {
         assert!(uart.interrupt());
         assert_eq!(uart.read(DR, Width::Byte), u64::from(b'a'));
         assert!(!uart.interrupt());
+    }
+
+    #[test]
+    fn what_has_no_room_can_wait() {
+        let mut uart = VirtualUart::default();
+        let mut typed = 0;
+        while uart.has_room() {
+            uart.receive(b'a');
+            typed += 1;
+        }
+        let full = u64::from(FR_TXFE | FR_RXFF);
+        assert_eq!(uart.read(FR, Width::Word), full);
+        assert_eq!(uart.read(DR, Width::Word), u64::from(b'a'));
+        assert!(uart.has_room());
+        assert_eq!(uart.read(FR, Width::Word), u64::from(FR_TXFE));
+        let left = (0..100).filter(|_| uart.read(DR, Width::Word) != 0).count();
+        assert_eq!(left, typed - 1);
     }
 }

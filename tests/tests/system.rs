@@ -10,6 +10,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 mod demonstration;
 #[path = "system/harness.rs"]
 mod harness;
+#[path = "system/interactive.rs"]
+mod interactive;
 #[path = "system/linux.rs"]
 mod linux;
 #[path = "system/machines.rs"]
@@ -43,6 +45,7 @@ fn main() {
         sabotage::TESTS,
         native::TESTS,
         linux::TESTS,
+        interactive::TESTS,
         uio::TESTS,
     ]
     .concat();

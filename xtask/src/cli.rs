@@ -139,7 +139,8 @@ pub struct QemuArgs {
     /// Wait for a debugger on TCP port 1234 before the first instruction.
     #[arg(long, help_heading = "Run")]
     pub gdb: bool,
-    /// Read operator actions (`kill VM`, `restart VM`, `off VM`) from the terminal.
+    /// Type on guest 0's console, line by line; after `!` for the operator: `!kill VM`, `!restart VM`, `!off VM`,
+    /// `!report` (`!!text` types `!text`).
     #[arg(long, help_heading = "Run")]
     pub interactive: bool,
     /// How much EL2 says on the console.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, ChildStderr, ChildStdout, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -134,8 +134,7 @@ fn record(request: &Request, prepared: &Prepared) -> Result<Recorded> {
         socket.map(UnixListener::bind).transpose().context("making the socket for EL2's UART")?;
     let mut command = prepared.qemu.command();
     command.args(machine.arguments()).args(trace::qemu_arguments());
-    let native_input = request.interactive && request.native;
-    command.stdin(if native_input { Stdio::piped() } else { Stdio::null() });
+    command.stdin(if request.interactive { Stdio::piped() } else { Stdio::null() });
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let child = child.with_context(|| format!("starting {}", prepared.qemu.program.display()))?;
     let started = Instant::now();
@@ -152,9 +151,11 @@ fn record(request: &Request, prepared: &Prepared) -> Result<Recorded> {
     let (reports, reported) = channel();
     let reader = uart.as_ref().map(UnixStream::try_clone).transpose()?;
     let collector = reader.map(|uart| std::thread::spawn(move || collect(uart, &reports)));
-    let mut operator = Operator { uart, stdin: qemu.0.stdin.take(), typed: None };
-    if request.interactive {
-        operator.typed = Some(type_lines());
+    let mut operator = Operator { uart, terminal: None };
+    if let Some(stdin) = qemu.0.stdin.take() {
+        let terminal =
+            Terminal { native: request.native, typed: type_lines(), guest: type_for(stdin) };
+        operator.terminal = Some(terminal);
     }
 
     let timed_out = supervise(request, &mut qemu.0, &mut operator, &reported, started)?;
@@ -268,11 +269,20 @@ fn supervise(
     Ok(true)
 }
 
-/// The operator: orders go to EL2 on its own UART, and natively what is typed goes to the guest.
+/// The operator: orders go to EL2 on its own UART, what is typed otherwise to guest 0's console.
 struct Operator {
     uart: Option<UnixStream>,
-    stdin: Option<std::process::ChildStdin>,
-    typed: Option<Receiver<String>>,
+    terminal: Option<Terminal>,
+}
+
+/// Whoever sits at this program's own input.
+struct Terminal {
+    /// Whether there is nobody but the guest.
+    native: bool,
+    /// The lines as they come.
+    typed: Receiver<String>,
+    /// Takes lines for guest 0.
+    guest: Sender<String>,
 }
 
 impl Operator {
@@ -284,18 +294,53 @@ impl Operator {
     }
 
     fn obey_terminal(&mut self) {
-        let lines: Vec<String> = self.typed.iter().flat_map(Receiver::try_iter).collect();
-        for line in lines {
-            if let Some(stdin) = &mut self.stdin {
-                let _ = writeln!(stdin, "{line}").and_then(|()| stdin.flush());
-            } else if !line.trim().is_empty() {
-                match line.parse() {
-                    Ok(command) => self.order(&command),
+        let Some(terminal) = &self.terminal else { return };
+        let mut orders = Vec::new();
+        for line in terminal.typed.try_iter() {
+            match Addressee::of(&line, terminal.native) {
+                // Nobody takes it once QEMU has ended.
+                Addressee::Guest(text) => _ = terminal.guest.send(text.to_owned()),
+                Addressee::Operator(text) => match text.parse() {
+                    Ok(command) => orders.push(command),
                     Err(error) => eprintln!("{error}"),
-                }
+                },
             }
         }
+        orders.iter().for_each(|command| self.order(command));
     }
+}
+
+/// Whom a typed line is for.
+#[derive(Debug, PartialEq, Eq)]
+enum Addressee<'a> {
+    /// Guest 0, which reads this on its console.
+    Guest(&'a str),
+    /// The operator, whose command this is.
+    Operator(&'a str),
+}
+
+impl<'a> Addressee<'a> {
+    /// A line after `!` is a command, unless a second `!` says that it is the guest's. Natively there is only the guest.
+    fn of(line: &'a str, native: bool) -> Self {
+        match line.strip_prefix('!') {
+            Some(rest) if !native && rest.starts_with('!') => Self::Guest(rest),
+            Some(rest) if !native => Self::Operator(rest),
+            _ => Self::Guest(line),
+        }
+    }
+}
+
+/// Types lines on the console behind `stdin`, which takes them as the guest reads.
+fn type_for(mut stdin: ChildStdin) -> Sender<String> {
+    let (sender, receiver) = channel::<String>();
+    std::thread::spawn(move || {
+        for line in receiver {
+            if writeln!(stdin, "{line}").and_then(|()| stdin.flush()).is_err() {
+                break;
+            }
+        }
+    });
+    sender
 }
 
 /// Reads the terminal for as long as this program runs.
@@ -459,4 +504,19 @@ impl Tracer {
 
 fn create(path: &Path) -> Result<BufWriter<File>> {
     Ok(BufWriter::new(File::create(path).with_context(|| format!("creating {}", path.display()))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_typed_line_is_the_guests_unless_it_is_a_command() {
+        let of = |line| Addressee::of(line, false);
+        assert_eq!(of("ls -l"), Addressee::Guest("ls -l"));
+        assert_eq!(of(""), Addressee::Guest(""));
+        assert_eq!(of("!kill linux"), Addressee::Operator("kill linux"));
+        assert_eq!(of("!!ls"), Addressee::Guest("!ls"));
+        assert_eq!(Addressee::of("!ls", true), Addressee::Guest("!ls"));
+    }
 }
