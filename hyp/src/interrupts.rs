@@ -6,7 +6,7 @@ use crate::arch::{gic, timer};
 use crate::console::OPERATOR;
 use crate::machine::hypervisor;
 use crate::run::Running;
-use crate::{machine, operator, teardown};
+use crate::{machine, operator, teardown, typing};
 
 /// The interrupts that are EL2's own.
 #[derive(Clone, Copy, Debug)]

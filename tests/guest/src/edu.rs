@@ -17,6 +17,7 @@ pub const IDENTIFICATION: u32 = 0x0100_00ed;
 pub const BUFFER_SIZE: u64 = 4096;
 /// Where the device has its buffer, in its own address space.
 const BUFFER: u64 = 0x4_0000;
+const LIVENESS: u64 = 0x04;
 const INTERRUPT_STATUS: u64 = 0x24;
 const INTERRUPT_RAISE: u64 = 0x60;
 const INTERRUPT_ACKNOWLEDGE: u64 = 0x64;
@@ -171,6 +172,17 @@ impl Edu {
         gic::configure_spi(intid, gic::Trigger::Level, arch::cpu::affinity());
         gic::enable(intid);
         Ok(source)
+    }
+
+    /// Writes the register that reads as the inverse of what was written, and that nothing clears: no reset of this
+    /// device does.
+    pub fn remember(self, value: u32) {
+        mem::write32(self.bar + LIVENESS, value);
+    }
+
+    /// What [`Edu::remember`] wrote, in whatever life of the machine.
+    pub fn recall(self) -> u32 {
+        !mem::read32(self.bar + LIVENESS)
     }
 
     /// Raises its interrupt line for the reasons in `status`.

@@ -14,7 +14,6 @@ pub const TESTS: &[Test] = &[
     ("qemu::switching_guest_0_off_ends_the_run", off),
     ("qemu::a_run_that_takes_too_long_still_reports", timeout),
     ("qemu::an_expected_text_must_be_printed", expect),
-    ("qemu::a_restarted_vm_finds_its_cpu_cold", cold),
 ];
 
 fn closed_for(report: &Report, vm: &str, cause: Cause) -> bool {
@@ -41,22 +40,6 @@ fn off() -> Result<()> {
             let vms = &outcome.verdict.report.vms;
             vms.len() == 2 && vms.iter().all(|vm| vm.state == VmState::Off)
         })?;
-    Ok(())
-}
-
-/// The guest checks that its CPU remembers nothing, makes it remember everything, and starts over until it is stopped.
-/// This CPU model has everything that there is to remember.
-fn cold() -> Result<()> {
-    let mut request = machine(vec![vm("cold", "cold", 1)], &["--cpu", "max"])?;
-    order(&mut request, 8, "off cold");
-    boot(&request)?.printed("@check name=cold-registers ok")?.holds(
-        "no check failed, and the VM came back",
-        |outcome| {
-            let failed = outcome.console.iter().any(|line| line.contains("FAILED"));
-            let vm = outcome.verdict.report.vm("cold");
-            !failed && vm.is_some_and(|vm| vm.boots > 1)
-        },
-    )?;
     Ok(())
 }
 

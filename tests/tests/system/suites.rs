@@ -11,6 +11,7 @@ pub const TESTS: &[Test] = &[
     ("qemu::interrupts_on_one_cpu", || run("irq", 1, &[])),
     ("qemu::interrupts_across_four_cpus", || run("irq", 4, &[])),
     ("qemu::cpus_go_off_and_on", || run("smp", 4, &[])),
+    ("qemu::a_restarted_vm_finds_its_cpu_cold", cold),
     ("qemu::a_hostile_guest_hurts_only_itself", || run("probe", 2, &[])),
     ("qemu::a_hostile_guest_on_a_cpu_with_everything", || run("probe", 2, &["--cpu", "max"])),
     ("qemu::a_hostile_guest_on_the_oldest_cpu", || run("probe", 1, &["--cpu", "cortex-a57"])),
@@ -21,6 +22,15 @@ pub const TESTS: &[Test] = &[
     }),
     ("qemu::a_bare_smmu_does_what_the_model_does", model_and_qemu),
 ];
+
+/// The guest checks that its CPU remembers nothing, makes it remember everything, and starts over and checks again. This
+/// CPU model has everything that there is to remember.
+fn cold() -> Result<()> {
+    suite("cold", 1, &["--cpu", "max"])?.holds("the VM came back", |outcome| {
+        outcome.verdict.report.vm("cold").is_some_and(|vm| vm.boots == 2)
+    })?;
+    Ok(())
+}
 
 /// The suites of the SMMU, natively: what they require is what an SMMU does.
 fn bare_smmu() -> Result<()> {
