@@ -1,6 +1,9 @@
-//! QEMU's `edu` device: 4 KiB of buffer, and DMA between it and memory 100 ms after the command.
+//! QEMU's `edu` device, driven on the bare machine.
 
 use core::fmt;
+
+pub use edu::{BUFFER_SIZE, IDENTIFICATION, Operation};
+use edu::{ID, RUN, register};
 
 use crate::arch::{self, mem};
 use crate::gic;
@@ -9,45 +12,8 @@ use crate::machine::Machine;
 use crate::pci::{self, Bus, COMMAND_BUS_MASTER, Function};
 use crate::timer::{self, Deadline};
 
-/// Device ID in the high half, vendor ID in the low half.
-const ID: u32 = 0x11e8_1234;
-/// What the device's first register says.
-pub const IDENTIFICATION: u32 = 0x0100_00ed;
-/// The size of the device's buffer: the most that one DMA moves. QEMU does not check, it overruns.
-pub const BUFFER_SIZE: u64 = 4096;
-/// Where the device has its buffer, in its own address space.
-const BUFFER: u64 = 0x4_0000;
-const LIVENESS: u64 = 0x04;
-const INTERRUPT_STATUS: u64 = 0x24;
-const INTERRUPT_RAISE: u64 = 0x60;
-const INTERRUPT_ACKNOWLEDGE: u64 = 0x64;
-const DMA_SOURCE: u64 = 0x80;
-const DMA_DESTINATION: u64 = 0x88;
-const DMA_COUNT: u64 = 0x90;
-const DMA_COMMAND: u64 = 0x98;
-const DMA_RUN: u32 = 1;
-const DMA_TO_MEMORY: u32 = 2;
-const DMA_INTERRUPT: u32 = 4;
 /// How long a DMA may take: fifty times what it should.
 const PATIENCE_MS: u64 = 5000;
-
-/// Which way a DMA goes, as the memory sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// The device reads memory into its buffer.
-    Read,
-    /// The device writes its buffer to memory.
-    Write,
-}
-
-impl fmt::Display for Operation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Read => "read",
-            Self::Write => "write",
-        })
-    }
-}
 
 /// One DMA.
 #[derive(Clone, Copy, Debug)]
@@ -106,26 +72,21 @@ impl Edu {
     /// If it does not fit the buffer.
     pub fn prepare(self, transfer: Transfer) {
         assert!(transfer.size <= BUFFER_SIZE, "edu: {} bytes", transfer.size);
-        let (source, destination) = match transfer.operation {
-            Operation::Read => (transfer.address, BUFFER),
-            Operation::Write => (BUFFER, transfer.address),
-        };
-        mem::write64(self.bar + DMA_SOURCE, source);
-        mem::write64(self.bar + DMA_DESTINATION, destination);
-        mem::write64(self.bar + DMA_COUNT, transfer.size);
+        let (source, destination) = transfer.operation.ends(transfer.address);
+        mem::write64(self.bar + register::DMA_SOURCE, source);
+        mem::write64(self.bar + register::DMA_DESTINATION, destination);
+        mem::write64(self.bar + register::DMA_COUNT, transfer.size);
     }
 
     /// Starts the prepared transfer.
     pub fn start(self, operation: Operation, interrupt: bool) {
-        let direction = if operation == Operation::Write { DMA_TO_MEMORY } else { 0 };
-        let interrupt = if interrupt { DMA_INTERRUPT } else { 0 };
         mem::barrier();
-        mem::write32(self.bar + DMA_COMMAND, DMA_RUN | direction | interrupt);
+        mem::write32(self.bar + register::DMA_COMMAND, operation.command(interrupt));
     }
 
     /// Whether a transfer is under way.
     pub fn is_busy(self) -> bool {
-        let busy = mem::read32(self.bar + DMA_COMMAND) & DMA_RUN != 0;
+        let busy = mem::read32(self.bar + register::DMA_COMMAND) & RUN != 0;
         mem::barrier();
         busy
     }
@@ -177,17 +138,17 @@ impl Edu {
     /// Writes the register that reads as the inverse of what was written, and that nothing clears: no reset of this
     /// device does.
     pub fn remember(self, value: u32) {
-        mem::write32(self.bar + LIVENESS, value);
+        mem::write32(self.bar + register::LIVENESS, value);
     }
 
     /// What [`Edu::remember`] wrote, in whatever life of the machine.
     pub fn recall(self) -> u32 {
-        !mem::read32(self.bar + LIVENESS)
+        !mem::read32(self.bar + register::LIVENESS)
     }
 
     /// Raises its interrupt line for the reasons in `status`.
     pub fn raise(self, status: u32) {
-        mem::write32(self.bar + INTERRUPT_RAISE, status);
+        mem::write32(self.bar + register::INTERRUPT_RAISE, status);
     }
 
     /// Lowers its interrupt line; returns for which reasons it was raised.
@@ -198,9 +159,9 @@ impl Edu {
 
 /// Lowers the line of the edu at `bar`; returns for which reasons it was raised.
 pub fn acknowledge(bar: u64) -> u32 {
-    let status = mem::read32(bar + INTERRUPT_STATUS);
+    let status = mem::read32(bar + register::INTERRUPT_STATUS);
     if status != 0 {
-        mem::write32(bar + INTERRUPT_ACKNOWLEDGE, status);
+        mem::write32(bar + register::INTERRUPT_ACKNOWLEDGE, status);
     }
     status
 }
