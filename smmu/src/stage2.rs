@@ -253,9 +253,10 @@ impl Stage2 {
         })
     }
 
-    /// Puts one block in place of the lowest table that maps `ipa`, if all its entries lead on to each other and are
-    /// alike, and publishes. `None` if not, if nothing is mapped there or only by a block, if the table belongs to
-    /// another root, or where the old entry has to be broken first ([`Change::Merge`] at `bbm_level`).
+    /// Puts one block of 2 MiB in place of the table of pages that maps `ipa`, if all of them lead on to each other and
+    /// are alike, and publishes. `None` if not, if there is no such table, if it belongs to another root, or where the
+    /// old entry has to be broken first ([`Change::Merge`] at `bbm_level`). Tables of larger spans stay: another root
+    /// may share them.
     pub fn merge<M: Memory>(&mut self, memory: &M, ipa: Ipa, bbm_level: u8) -> Option<Merged> {
         if ipa.raw() >> self.format.ipa_bits() != 0
             || Change::Merge.between(bbm_level) == Between::BreakFirst
@@ -279,8 +280,7 @@ impl Stage2 {
             let wanted = Entry::Leaf { pa: pa.add(index * span(level)), attributes };
             Slot { at: table.add(index * 8), level }.read(memory) == wanted
         });
-        // The 4 KiB granule has no level-0 blocks.
-        if !alike || parent.level == 0 || !pa.is_aligned(span(parent.level)) {
+        if !alike || level != LAST_LEVEL || !pa.is_aligned(span(parent.level)) {
             return None;
         }
         let block = Descriptor::leaf(self.format, parent.level, pa, attributes);

@@ -1,9 +1,9 @@
 //! `cargo xtask soak mutants`: whether the tests notice when the `smmu` crate is changed.
 //!
 //! cargo-mutants changes one expression or function at a time, in a copy of the last commit, and runs the crate's own
-//! tests; what survives them is tried against the model's as well. Files of the crate are the shards: each that is done
-//! is kept in `tests/soak/mutants.json` with the version of the crate that it is of, and does not run again for that
-//! version. A survivor that changes nothing that matters is explained in `tests/soak/survivors.md`.
+//! tests; what survives them is tried against the model's as well. A shard is some of the mutants of one file: each that
+//! is done is kept in `tests/soak/mutants.json` with the version of the crate that it is of, and does not run again for
+//! that version. A survivor that changes nothing that matters is explained in `tests/soak/survivors.md`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,8 @@ use crate::workspace;
 
 /// Hundredths of the viable mutants that have to be caught.
 const LEAST: usize = 90;
+/// The most mutants in a shard.
+const SHARD: usize = 12;
 /// Seconds until tests that hang are given up; that counts as caught.
 const TIMEOUT: &str = "120";
 /// How often properties are tried.
@@ -27,18 +29,18 @@ const CASES: &str = "24";
 const RESULTS: &str = "tests/soak/mutants.json";
 const EXPLANATIONS: &str = "tests/soak/survivors.md";
 
-/// What became of all files so far.
+/// What became of all shards so far.
 #[derive(Debug, Default, Deserialize, Serialize)]
 struct Results {
-    /// Of all files together, in words.
+    /// Of all shards together, in words.
     summary: String,
-    /// By file.
-    files: BTreeMap<String, File>,
+    /// By file, number and count of shards.
+    shards: BTreeMap<String, Shard>,
 }
 
-/// What became of one file's mutants.
+/// What became of a shard's mutants.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
-struct File {
+struct Shard {
     /// Git's name for the crate's tree and the model's that the result is of.
     version: String,
     /// Mutants that compile.
@@ -75,18 +77,21 @@ pub fn run(options: &setup::Options) -> Result<Tally> {
     let explained =
         std::fs::read_to_string(workspace::root().join(EXPLANATIONS)).unwrap_or_default();
     let mut tally = Tally::default();
-    for file in mutants.files()? {
-        if results.files.get(&file).is_none_or(|known| known.version != version) {
-            let found = File { version: version.clone(), ..mutants.test(&file)? };
-            results.files.insert(file.clone(), found);
-            results.summary = summary(&results.files);
+    let shards = mutants.shards()?;
+    // What is no shard any more does not count.
+    results.shards.retain(|name, shard| shards.contains_key(name) && shard.version == version);
+    for (name, (file, shard)) in &shards {
+        if !results.shards.contains_key(name) {
+            let found = Shard { version: version.clone(), ..mutants.test(file, shard)? };
+            results.shards.insert(name.clone(), found);
+            results.summary = summary(&results.shards, shards.len());
             let text = serde_json::to_string_pretty(&results)? + "\n";
             std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
         }
-        let known = &results.files[&file];
+        let known = &results.shards[name];
         let unexplained: Vec<&String> =
             known.survivors.iter().filter(|survivor| !explained.contains(*survivor)).collect();
-        println!("{file}: {} of {} caught", known.caught, known.viable);
+        println!("{name}: {} of {} caught", known.caught, known.viable);
         for survivor in &unexplained {
             println!("    not explained in {EXPLANATIONS}: {survivor}");
         }
@@ -94,26 +99,26 @@ pub fn run(options: &setup::Options) -> Result<Tally> {
         tally.add(Tally { passed: passed.into(), failed: (!passed).into() });
     }
     println!("{}", results.summary);
-    let enough = is_enough(&results.files);
+    let enough = is_enough(&results.shards);
     tally.add(Tally { passed: enough.into(), failed: (!enough).into() });
     Ok(tally)
 }
 
-fn totals(files: &BTreeMap<String, File>) -> (usize, usize) {
-    files
-        .values()
-        .fold((0, 0), |(viable, caught), file| (viable + file.viable, caught + file.caught))
+fn totals(shards: &BTreeMap<String, Shard>) -> (usize, usize) {
+    let add = |(viable, caught), shard: &Shard| (viable + shard.viable, caught + shard.caught);
+    shards.values().fold((0, 0), add)
 }
 
-fn is_enough(files: &BTreeMap<String, File>) -> bool {
-    let (viable, caught) = totals(files);
+fn is_enough(shards: &BTreeMap<String, Shard>) -> bool {
+    let (viable, caught) = totals(shards);
     caught * 100 >= viable * LEAST
 }
 
-fn summary(files: &BTreeMap<String, File>) -> String {
-    let (viable, caught) = totals(files);
+fn summary(shards: &BTreeMap<String, Shard>, all: usize) -> String {
+    let (viable, caught) = totals(shards);
     let tenths = caught * 1000 / viable.max(1);
-    format!("{caught} of {viable} viable mutants caught, {}.{} %", tenths / 10, tenths % 10)
+    let (whole, tenth, done) = (tenths / 10, tenths % 10, shards.len());
+    format!("{caught} of {viable} viable mutants caught, {whole}.{tenth} %; {done} of {all} shards")
 }
 
 /// The tool, and the copy that it changes.
@@ -134,62 +139,87 @@ impl Mutants {
         mutants
     }
 
-    /// The crate's files that have any.
-    fn files(&self) -> Result<Vec<String>> {
+    /// The shards: by name, their file and what the tool is told of them.
+    fn shards(&self) -> Result<BTreeMap<String, (String, String)>> {
         let output = self.command(&["--list"]).output().context("running cargo-mutants")?;
         if !output.status.success() {
             bail!("cargo-mutants: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
-        let list = String::from_utf8_lossy(&output.stdout).into_owned();
-        let mut files: Vec<String> =
-            list.lines().filter_map(|line| Some(line.split_once(':')?.0.to_owned())).collect();
-        files.dedup();
-        Ok(files)
+        Ok(shards(&String::from_utf8_lossy(&output.stdout)))
     }
 
-    /// Tests one file's.
-    fn test(&self, file: &str) -> Result<File> {
+    /// Tests one shard of a file's.
+    fn test(&self, file: &str, shard: &str) -> Result<Shard> {
         if self.output.exists() {
             std::fs::remove_dir_all(&self.output)
                 .with_context(|| format!("removing {}", self.output.display()))?;
         }
         std::fs::create_dir_all(&self.output)
             .with_context(|| format!("making {}", self.output.display()))?;
-        let tests: [&[&str]; 2] = [
-            &["--cargo-test-arg=--lib"],
-            // Only what has survived so far.
-            &["--iterate", "--test-package", "model", "--cargo-test-arg=--lib"],
-        ];
-        let mut found = File::default();
-        for (round, arguments) in tests.into_iter().enumerate() {
-            let mut mutants =
-                self.command(&["--baseline", "skip", "--timeout", TIMEOUT, "--no-shuffle"]);
-            mutants.args(["--file", file, "--output"]).arg(&self.output).args(arguments);
-            let status = mutants.status().context("running cargo-mutants")?;
-            // 2: some survive; 3: some tests hung.
-            if !matches!(status.code(), Some(0 | 2 | 3)) {
-                bail!("cargo-mutants on {file}: {status}");
-            }
-            let count = |name: &str| self.list(name).len();
-            found.survivors = self.list("missed");
-            if round == 0 {
-                let caught = count("caught") + count("timeout");
-                found.viable = caught + found.survivors.len();
-            }
-            if found.survivors.is_empty() {
-                break;
-            }
+        self.run(&["--file", file, "--shard", shard])?;
+        let mut survivors = self.list("missed");
+        let caught = self.list("caught").len() + self.list("timeout").len();
+        let viable = caught + survivors.len();
+        if !survivors.is_empty() {
+            let chosen: Vec<String> = survivors.iter().map(|name| pattern(name)).collect();
+            let chosen = chosen.iter().flat_map(|name| ["--re", name]);
+            let model = ["--file", file, "--test-package", "model"].into_iter().chain(chosen);
+            self.run(&model.collect::<Vec<&str>>())?;
+            survivors = self.list("missed");
         }
-        found.caught = found.viable - found.survivors.len();
-        Ok(found)
+        let caught = viable - survivors.len();
+        let survivors = survivors.iter().map(|name| without_place(name)).collect();
+        Ok(Shard { viable, caught, survivors, ..Shard::default() })
     }
 
-    /// What the tool put on one of its lists, without the places.
+    /// Tests the mutants that the arguments choose.
+    fn run(&self, chosen: &[&str]) -> Result<()> {
+        let mut mutants = self.command(&["--baseline", "skip", "--timeout", TIMEOUT]);
+        mutants.args(["--no-shuffle", "--cargo-test-arg=--lib", "--output"]).arg(&self.output);
+        let status = mutants.args(chosen).status().context("running cargo-mutants")?;
+        // 2: some survive; 3: some tests hung.
+        if !matches!(status.code(), Some(0 | 2 | 3)) {
+            bail!("cargo-mutants {}: {status}", chosen.join(" "));
+        }
+        Ok(())
+    }
+
+    /// What the tool put on one of its lists.
     fn list(&self, name: &str) -> Vec<String> {
         let path = self.output.join("mutants.out").join(format!("{name}.txt"));
         let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.lines().map(without_place).collect()
+        text.lines().map(str::to_owned).collect()
     }
+}
+
+/// A regular expression for exactly this name.
+fn pattern(name: &str) -> String {
+    let mut pattern = String::from("^");
+    for letter in name.chars() {
+        // Not `<` and `>`, which a backslash makes boundaries of words.
+        if r"\.+*?()|[]{}^$#&-~".contains(letter) {
+            pattern.push('\\');
+        }
+        pattern.push(letter);
+    }
+    pattern + "$"
+}
+
+/// Cuts a list of mutants into shards: by name, their file and which of how many.
+fn shards(list: &str) -> BTreeMap<String, (String, String)> {
+    let mut counts = BTreeMap::<&str, usize>::new();
+    for (file, _) in list.lines().filter_map(|line| line.split_once(':')) {
+        *counts.entry(file).or_default() += 1;
+    }
+    let mut shards = BTreeMap::new();
+    for (file, count) in counts {
+        let all = count.div_ceil(SHARD);
+        for number in 0..all {
+            let name = format!("{file} {:02}/{all:02}", number + 1);
+            shards.insert(name, (file.to_owned(), format!("{number}/{all}")));
+        }
+    }
+    shards
 }
 
 /// `smmu/src/queue.rs:29:57: replace > with == in poll` without the numbers, which change too often.
@@ -237,11 +267,29 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_matched_letter_by_letter() {
+        let name = "a.rs:1:2: replace f -> Result<()> with x += y";
+        assert_eq!(pattern(name), r"^a\.rs:1:2: replace f \-> Result<\(\)> with x \+= y$");
+    }
+
+    #[test]
+    fn a_file_is_cut_into_shards() {
+        let list = "smmu/src/a.rs:1:2: x\n".repeat(13) + "smmu/src/b.rs:1:2: replace a::b\n";
+        let shards = shards(&list);
+        let names: Vec<&String> = shards.keys().collect();
+        assert_eq!(names, ["smmu/src/a.rs 01/02", "smmu/src/a.rs 02/02", "smmu/src/b.rs 01/01"]);
+        let second = ("smmu/src/a.rs".to_owned(), "1/2".to_owned());
+        assert_eq!(shards["smmu/src/a.rs 02/02"], second);
+    }
+
+    #[test]
     fn nine_in_ten_are_enough() {
-        let file = |viable, caught| File { viable, caught, ..File::default() };
-        let files = |last| BTreeMap::from([("a".to_owned(), file(10, 10)), ("b".to_owned(), last)]);
-        assert!(is_enough(&files(file(10, 8))));
-        assert!(!is_enough(&files(file(10, 7))));
-        assert_eq!(summary(&files(file(10, 8))), "18 of 20 viable mutants caught, 90.0 %");
+        let shard = |viable, caught| Shard { viable, caught, ..Shard::default() };
+        let shards =
+            |last| BTreeMap::from([("a".to_owned(), shard(10, 10)), ("b".to_owned(), last)]);
+        assert!(is_enough(&shards(shard(10, 8))));
+        assert!(!is_enough(&shards(shard(10, 7))));
+        let expected = "18 of 20 viable mutants caught, 90.0 %; 2 of 9 shards";
+        assert_eq!(summary(&shards(shard(10, 8)), 9), expected);
     }
 }

@@ -32,6 +32,10 @@ struct Fault {
     record: bool,
 }
 
+/// The CD is illegal.
+const BAD_CONTEXT: Fault =
+    Fault { code: BAD_CD, stage2: false, class: CLASS_CD, ipa: 0, record: true };
+
 impl World {
     /// A device's transaction, up to and with its translation.
     pub(crate) fn translate(&mut self, transaction: Transaction) -> Result<Access, Outcome> {
@@ -67,7 +71,10 @@ impl World {
                 return Err(Outcome::Bypassed);
             }
             Ste::Stage2(stage2) => self.stage2(&stage2, address, write, CLASS_INPUT),
-            Ste::Nested(context, stage2) => self.nested(sid, context, &stage2, address, write),
+            Ste::Nested(context, stage2) => {
+                let may_stall = decode::bits(&words, 91, 91) == 0;
+                self.nested(sid, (context, may_stall), &stage2, address, write)
+            }
         };
         let merge = matches!(
             ste,
@@ -302,18 +309,37 @@ impl World {
     fn nested(
         &mut self,
         sid: u32,
-        context: u64,
+        (context, may_stall): (u64, bool),
         stage2: &Stage2,
         address: u64,
         write: bool,
     ) -> Result<Translation, Fault> {
         let cd = self.context(sid, context, stage2)?;
+        if cd.stall && !may_stall {
+            // CD.S under STE.S1STALLD (section 5.5).
+            return Err(BAD_CONTEXT);
+        }
+        let found = self.stage1(&cd, stage2, address, write);
+        if cd.stall && found.as_ref().is_err_and(|fault| !fault.stage2) {
+            self.violate(Property::NoStall, format!("a transaction of stream {sid:#x} stalls"));
+        }
+        found
+    }
+
+    /// Translates by both stages, once the CD is known.
+    fn stage1(
+        &mut self,
+        cd: &Cd,
+        stage2: &Stage2,
+        address: u64,
+        write: bool,
+    ) -> Result<Translation, Fault> {
         let fault =
             |code| Fault { code, stage2: false, class: CLASS_INPUT, ipa: 0, record: cd.record };
         let found = match self.cached(stage2.vmid, Some(cd.asid), address) {
             Some(entry) => entry,
             None => {
-                let entry = self.walk_both(&cd, stage2, address, fault)?;
+                let entry = self.walk_both(cd, stage2, address, fault)?;
                 remember(&mut self.caches.translations, entry.clone());
                 entry
             }
@@ -325,9 +351,6 @@ impl World {
         let ipa = found.ipa + (address - found.base);
         if write && !self.stage2(stage2, ipa, false, CLASS_INPUT)?.write {
             return self.stage2(stage2, ipa, true, CLASS_INPUT);
-        }
-        if cd.stall {
-            self.violate(Property::NoStall, format!("a transaction of stream {sid:#x} stalls"));
         }
         Err(fault(PERMISSION))
     }
@@ -353,13 +376,7 @@ impl World {
                 words
             }
         };
-        decode::cd(&words, &self.profile).map_err(|_| Fault {
-            code: BAD_CD,
-            stage2: false,
-            class: CLASS_CD,
-            ipa: 0,
-            record: true,
-        })
+        decode::cd(&words, &self.profile).map_err(|_| BAD_CONTEXT)
     }
 
     /// Reads a word of the guest's through stage 2.

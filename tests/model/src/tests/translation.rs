@@ -1,6 +1,6 @@
 //! The model itself: what QEMU's SMMU, as measured, and the specification say that transactions do.
 
-use smmu::addr::{Iova, StreamId, VmIndex, Vmid};
+use smmu::addr::{Iova, Pa, StreamId, VmIndex, Vmid};
 use smmu::cmd::{Command, Pages};
 use smmu::error::HostError;
 use smmu::event::Event;
@@ -12,6 +12,7 @@ use crate::chooser::Chooser;
 use crate::host::{CONTEXT, Host, Op, RAM, ROM};
 use crate::machine::{Machine, Outcome, Transaction};
 use crate::profile::Profile;
+use crate::violation::Property;
 
 const SID: u32 = 1;
 
@@ -115,6 +116,39 @@ fn what_is_cached_stays_until_the_right_command_and_sync() {
         issue(0xff, 0);
         assert_eq!((machine.read32(0x60) & 1, machine.read32(0x9c) >> 24), (1, 1));
     });
+}
+
+/// A CD that asks for stalls is illegal where the STE forbids them; without that it would hold up others.
+#[test]
+fn a_guest_cannot_make_a_transaction_stall() {
+    for forbidden in [true, false] {
+        let machine = Machine::new(Profile::DANGEROUS, Chooser::plain());
+        let mut streams = Streams::new();
+        let mut host = Host::start(&machine, &machine, &mut streams, 6).unwrap();
+        host.expect(Op::Configure(0, 0, 3));
+        let cd = host.backing(0) + (CONTEXT - RAM);
+        // S.
+        machine.write_guest(cd, machine.load(Pa::new(cd)) | 1 << 44);
+        let command = Command::CfgiCd { sid: StreamId(SID), ssid: 0, leaf: true };
+        if !forbidden {
+            let word1 = machine.ste_address(SID).add(8);
+            machine.store(word1, machine.load(word1) & !(1 << 27));
+            machine.publish();
+            host.expect(Op::Configure(0, 0, 3));
+        }
+        host.smmu.relay(VmIndex(0), Vmid(1), command).unwrap();
+        host.smmu.sync().unwrap();
+        // Nothing is mapped there.
+        assert_eq!(machine.dma(write(3 << 30)), Outcome::Aborted);
+        let broken = machine.violation().map(|violation| violation.property);
+        if forbidden {
+            assert_eq!(last_event(&machine), Some([0x1_0000_000a, 0, 3 << 30, 0]));
+            assert_eq!(broken, None);
+        } else {
+            // The judge does not wait for the stall.
+            assert_eq!(broken, Some(Property::Stage2Always));
+        }
+    }
 }
 
 #[test]
