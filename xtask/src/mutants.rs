@@ -69,6 +69,9 @@ pub fn run(options: &setup::Options) -> Result<Tally> {
     let folder = workspace::target_folder().join("mutants");
     let tree = copy(&folder)?;
     let path = workspace::root().join(RESULTS);
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+    }
     let mut results: Results = std::fs::read_to_string(&path)
         .ok()
         .and_then(|text| serde_json::from_str(&text).ok())
