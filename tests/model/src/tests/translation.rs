@@ -45,9 +45,9 @@ fn stage_2_does_what_its_tables_say() {
         assert_eq!(machine.dma(write(RAM + 0x12_3458)), Outcome::Reaches(ram + 0x12_3458));
         assert_eq!(machine.dma(read(ROM + 8)), Outcome::Reaches(ram + (8 << 20) + 8));
         assert_eq!(last_event(machine), None);
-        // The records are QEMU's.
+        // QEMU writes the whole address where the architecture has a page: `scenarios` lists that.
         assert_eq!(machine.dma(write(0x1_1238)), Outcome::Aborted);
-        assert_eq!(last_event(machine), Some([0x1_0000_0010, 0x280 << 32, 0x1_1238, 0x1_1238]));
+        assert_eq!(last_event(machine), Some([0x1_0000_0010, 0x280 << 32, 0x1_1238, 0x1_1000]));
         assert_eq!(machine.dma(read(0x1_1238)), Outcome::Aborted);
         assert_eq!(last_event(machine).unwrap()[1], 0x288 << 32);
         assert_eq!(machine.dma(write(ROM)), Outcome::Aborted);
