@@ -23,6 +23,8 @@ pub struct MachineVersion(pub u32, pub u32);
 
 /// The first machine version whose SMMU always has both stages.
 pub const NESTED_SINCE: MachineVersion = MachineVersion(9, 2);
+/// The newest one whose SMMU has the stages that it is told to have.
+pub const NEWEST_WITH_CHOICE: MachineVersion = MachineVersion(9, 1);
 
 impl fmt::Display for MachineVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::builtin;
 use crate::bundle::{self, Payload};
-use crate::catalog::{Catalog, MachineVersion, NESTED_SINCE};
+use crate::catalog::{Catalog, MachineVersion, NESTED_SINCE, NEWEST_WITH_CHOICE};
 use crate::exit::bad_input;
 use crate::image::{self, Package};
 use crate::kernel::Kernel;
@@ -17,7 +17,7 @@ use crate::linux;
 use crate::machine::{Boot, IMAGE_BASE, Machine, RAM_BASE, Stages, Wires};
 use crate::plan::{self, Plan};
 use crate::request::Request;
-use crate::setup::{self, Qemu};
+use crate::setup::{self, Qemu, Version};
 use crate::size::MIB;
 use crate::slots::Placed;
 use crate::vm::{Content, ROGUE};
@@ -60,7 +60,10 @@ struct Loaded {
 pub fn prepare(request: &Request) -> Result<Prepared> {
     let qemu = setup::ensure_qemu(&request.setup, request.qemu.as_deref())?;
     let catalog = Catalog::ask(&qemu)?;
-    let stages = stages(request, &qemu)?;
+    let (version, stages) = smmu(request.version, request.stages, qemu.version)?;
+    if request.stages.is_none() && (qemu.version.0, qemu.version.1) < NESTED_QEMU {
+        eprintln!("The SMMU of QEMU {} has one stage: this run has stage 2 only.", qemu.version);
+    }
     check_choices(request, &catalog)?;
     let nested = matches!(stages, None | Some(Stages::Nested));
     let plan = plan::plan(request.vms.clone(), &request.devices, &catalog)?;
@@ -115,7 +118,7 @@ pub fn prepare(request: &Request) -> Result<Prepared> {
     let facts = facts(request, &plan, &booted, &loaded, memory, hypervisor.as_ref());
     let disks: Vec<linux::Disk> = loaded.into_iter().flat_map(|one| one.disks).collect();
     let machine = Machine {
-        version: request.version,
+        version,
         stages,
         cpu: request.cpu.clone(),
         cpus: plan.cpus,
@@ -140,29 +143,28 @@ pub fn prepare(request: &Request) -> Result<Prepared> {
     })
 }
 
-/// The SMMU's stages where they are a choice; `None` where the machine always has both.
-fn stages(request: &Request, qemu: &Qemu) -> Result<Option<Stages>> {
-    let release = (qemu.version.0, qemu.version.1);
-    let version = request.version.unwrap_or(MachineVersion(release.0, release.1));
-    if version >= NESTED_SINCE {
-        return Ok(None);
+/// The machine version to ask QEMU `release` for, if not its newest, and the SMMU's stages where they are a choice; `None`
+/// where the machine always has both.
+fn smmu(
+    version: Option<MachineVersion>,
+    stages: Option<Stages>,
+    release: Version,
+) -> Result<(Option<MachineVersion>, Option<Stages>)> {
+    let newest = MachineVersion(release.0, release.1);
+    let one_stage = matches!(stages, Some(Stages::One | Stages::Two));
+    let version = version.or((one_stage && newest >= NESTED_SINCE).then_some(NEWEST_WITH_CHOICE));
+    if version.unwrap_or(newest) >= NESTED_SINCE {
+        return Ok((version, None));
     }
-    if release >= NESTED_QEMU {
-        return Ok(Some(request.stages.unwrap_or(Stages::Nested)));
-    }
-    match request.stages {
-        Some(Stages::Nested) => Err(bad_input(format!(
-            "--smmu-stage nested: the SMMU of QEMU {} has one stage: use --smmu-stage 2, or a QEMU from {}.{} on",
-            qemu.version, NESTED_QEMU.0, NESTED_QEMU.1
+    let both = (release.0, release.1) >= NESTED_QEMU;
+    match stages {
+        Some(Stages::Nested) if !both => Err(bad_input(format!(
+            "--smmu-stage nested: the SMMU of QEMU {release} has one stage: use --smmu-stage 2, or a QEMU from {}.{} on",
+            NESTED_QEMU.0, NESTED_QEMU.1
         ))),
-        Some(stages) => Ok(Some(stages)),
-        None => {
-            eprintln!(
-                "The SMMU of QEMU {} has one stage: this run has stage 2 only.",
-                qemu.version
-            );
-            Ok(Some(Stages::Two))
-        }
+        Some(stages) => Ok((version, Some(stages))),
+        None if both => Ok((version, Some(Stages::Nested))),
+        None => Ok((version, Some(Stages::Two))),
     }
 }
 
@@ -367,4 +369,33 @@ fn may_be_cut_off(request: &Request, name: &str, index: usize) -> bool {
         Report => false,
     });
     ended_by_operator || request.interactive || (index > 0 && !request.demonstration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: Version = Version(8, 2, 2);
+
+    #[test]
+    fn an_old_qemu_runs_stage_2_only() {
+        assert_eq!(smmu(None, None, OLD).unwrap(), (None, Some(Stages::Two)));
+        assert_eq!(smmu(None, Some(Stages::Two), OLD).unwrap(), (None, Some(Stages::Two)));
+        let refused = smmu(None, Some(Stages::Nested), OLD).unwrap_err().to_string();
+        assert!(refused.contains("QEMU 8.2.2 has one stage: use --smmu-stage 2"), "{refused}");
+    }
+
+    #[test]
+    fn a_new_qemu_nests_unless_an_older_machine_is_told_not_to() {
+        let newest = Version(10, 0, 2);
+        assert_eq!(smmu(None, None, newest).unwrap(), (None, None));
+        assert_eq!(
+            smmu(None, Some(Stages::Two), newest).unwrap(),
+            (Some(NEWEST_WITH_CHOICE), Some(Stages::Two))
+        );
+        let asked = Some(MachineVersion(9, 1));
+        assert_eq!(smmu(asked, None, newest).unwrap(), (asked, Some(Stages::Nested)));
+        // The release that can nest, but whose newest machine does so only if told.
+        assert_eq!(smmu(None, None, Version(9, 1, 0)).unwrap(), (None, Some(Stages::Nested)));
+    }
 }

@@ -8,7 +8,7 @@ use platform::bundle::MAX_CPUS;
 use platform::operator::Command;
 
 use crate::bundle::Payload;
-use crate::catalog::{Catalog, MachineVersion, NESTED_SINCE};
+use crate::catalog::{Catalog, MachineVersion, NESTED_SINCE, NEWEST_WITH_CHOICE};
 use crate::cli::{LogLevel, QemuArgs, SmmuStage, Switch};
 use crate::device::{DeviceArg, split_options};
 use crate::exit::bad_input;
@@ -305,15 +305,14 @@ fn machine_version(args: &QemuArgs) -> Result<Option<MachineVersion>> {
         ),
         None => None,
     };
-    let newest_with_choice = MachineVersion(9, 1);
     match args.smmu_stage {
         Some(SmmuStage::One | SmmuStage::Two) => match version {
             Some(version) if version >= NESTED_SINCE => Err(bad_input(format!(
                 "--smmu-stage: the SMMU of machine version {version} always has both stages: use \
-                 --machine-version {newest_with_choice} or older"
+                 --machine-version {NEWEST_WITH_CHOICE} or older"
             ))),
-            Some(version) => Ok(Some(version)),
-            None => Ok(Some(newest_with_choice)),
+            // Without one, it depends on QEMU's release which is the newest with a choice.
+            _ => Ok(version),
         },
         _ => Ok(version),
     }

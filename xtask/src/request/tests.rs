@@ -56,7 +56,8 @@ fn a_kernel_replaces_the_demonstration_by_guest0() {
 
 #[test]
 fn an_older_machine_is_taken_where_the_stage_is_a_choice() {
-    assert_eq!(request(&["--smmu-stage", "2"]).unwrap().version, Some(MachineVersion(9, 1)));
+    let any = request(&["--smmu-stage", "2"]).unwrap();
+    assert_eq!((any.version, any.stages), (None, Some(Stages::Two)));
     let old = request(&["--smmu-stage", "2", "--machine-version", "8.2"]).unwrap();
     assert_eq!((old.version, old.stages), (Some(MachineVersion(8, 2)), Some(Stages::Two)));
     assert_eq!(request(&["--smmu-stage", "nested"]).unwrap().version, None);
