@@ -16,6 +16,11 @@ pub const TESTS: &[Test] = &[
     ("qemu::sabotage_of_the_trace_is_noticed", || {
         noticed("no-trace.patch", "QEMU's trace is lost")
     }),
+    // C1: EL2 itself breaks, on several CPUs at once. What stops it is the unmapped page below a stack; each CPU then has
+    // another stack to say why on.
+    ("qemu::a_broken_el2_stops_closed_and_says_why", || {
+        noticed("stack-overflow.patch", "fatal: sync exception at EL2")
+    }),
     ("qemu::sabotage_of_the_canaries_is_noticed", || {
         noticed("no-canary.patch", "said nothing of its canaries")
     }),
