@@ -25,8 +25,6 @@ pub struct Hypervisor {
     pub iommus: &'static Iommus,
     /// The PCI bus.
     pub pci: &'static PciBus,
-    /// What the image and the tables of EL2 itself take, in bytes.
-    pub own_memory: u64,
 }
 
 /// The physical PCI bus.

@@ -16,7 +16,7 @@ use spin::Mutex;
 use crate::console::{CONSOLE, OPERATOR};
 use crate::iommu::Iommu;
 use crate::machine::{self, hypervisor};
-use crate::mem::layout;
+use crate::mem::{frames, layout};
 use crate::pci::MAX_VM_FUNCTIONS;
 use crate::teardown::MAX_TEARDOWNS;
 use crate::vm::Vm;
@@ -64,10 +64,11 @@ pub fn send() {
     for iommu in &hypervisor.iommus.0 {
         send_iommu(&mut out, iommu);
     }
-    let text = layout::text();
+    let (text, image) = (layout::text(), layout::image());
     out.send(&Record::Sizes(Sizes {
         image_text: text.end.raw() - text.start.raw(),
-        el2_memory: hypervisor.own_memory,
+        el2_memory: image.end.raw() - image.start.raw() + frames::TABLES.used(),
+        guest_memory: frames::GUEST_RAM.used(),
     }));
     let records = out.records + 1;
     out.send(&Record::End { records });

@@ -111,7 +111,7 @@ pub fn primary(device_tree: Pa) -> ! {
     static IOMMUS: Once<Iommus> = Once::new();
     let iommus = IOMMUS.call_once(|| take_over(facts, &smmus));
     build_vms(facts, iommus, pci, bundle_range);
-    Hypervisor { iommus, pci, own_memory: own_memory() }.install();
+    Hypervisor { iommus, pci }.install();
 
     for (number, cpu) in facts.cpus.iter().enumerate().skip(1) {
         if let Err(error) = boot::start_secondary(number, cpu.mpidr, root) {
@@ -383,10 +383,4 @@ fn build_vms(
             refuse(format_args!("{}: {error}", config.name));
         }
     }
-}
-
-/// What EL2 takes beside guests' RAM: its image and its frames.
-fn own_memory() -> u64 {
-    let image = layout::image();
-    image.end.raw() - image.start.raw() + frames::TABLES.used()
 }

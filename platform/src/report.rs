@@ -345,8 +345,10 @@ pub struct Command {
 pub struct Sizes {
     /// Code of the image.
     pub image_text: u64,
-    /// EL2's memory beside guest RAM and guest tables.
+    /// EL2's memory beside guest RAM: its image, and its frames that are in use.
     pub el2_memory: u64,
+    /// Guest RAM that is in use.
+    pub guest_memory: u64,
 }
 
 /// One line of the report.

@@ -245,7 +245,12 @@ fn report() -> Report {
             events: Events { drained: 257, forwarded: 0, dropped: 0, undelivered: 0 },
             gerror: 0,
         }],
-        sizes: Sizes { image_text: 100_000, smmu_text: None, el2_memory: 2_000_000 },
+        sizes: Sizes {
+            image_text: 100_000,
+            smmu_text: None,
+            el2_memory: 2_000_000,
+            guest_memory: 3_000_000,
+        },
     }
 }
 
@@ -435,6 +440,7 @@ fn records(report: &Report) -> Vec<Record> {
     records.push(Record::Sizes(wire::Sizes {
         image_text: report.sizes.image_text,
         el2_memory: report.sizes.el2_memory,
+        guest_memory: report.sizes.guest_memory,
     }));
     records
 }

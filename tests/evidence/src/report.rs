@@ -143,8 +143,11 @@ pub struct Sizes {
     pub image_text: u64,
     /// The `smmu` crate's share of it. EL2 cannot know; the host reads it from the ELF file.
     pub smmu_text: Option<u64>,
-    /// EL2's memory beside guest RAM and guest tables.
+    /// EL2's memory beside guest RAM: its image, and its frames that are in use.
     pub el2_memory: u64,
+    /// Guest RAM that is in use.
+    #[serde(default)]
+    pub guest_memory: u64,
 }
 
 /// The `--report` file.
@@ -422,6 +425,7 @@ impl Report {
             Record::Sizes(sizes) => {
                 self.sizes.image_text = sizes.image_text;
                 self.sizes.el2_memory = sizes.el2_memory;
+                self.sizes.guest_memory = sizes.guest_memory;
             }
             _ => {}
         }

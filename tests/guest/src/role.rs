@@ -5,6 +5,7 @@ mod cold;
 mod irq;
 pub mod memory;
 mod probe;
+mod reborn;
 mod rogue;
 mod scenarios;
 mod smmu;
@@ -34,6 +35,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
         "scenarios" => scenarios::run(machine),
         "smmu" => smmu::run(machine),
         "cold" => cold::run(machine),
+        "reborn" => reborn::run(machine),
         "smp" => smp::run(machine),
         "spin" => spin::run(machine),
         "stage1" => stage1::run(machine),

@@ -78,7 +78,7 @@ fn records() -> Vec<Record> {
             events: Events { drained: 64, forwarded: 0, dropped: 0, undelivered: 0 },
             gerror: 0,
         }),
-        Record::Sizes(report::Sizes { image_text: 1000, el2_memory: 2000 }),
+        Record::Sizes(report::Sizes { image_text: 1000, el2_memory: 2000, guest_memory: 4000 }),
     ]
 }
 
@@ -139,7 +139,7 @@ fn the_file_has_the_documented_names_and_nesting() {
             "base": "0x9050000", "class": "nested", "commands": { "CMD_SYNC": 9 }, "syncs": 9,
             "guest_batches": 0, "events": { "drained": 64, "forwarded": 0, "dropped": 0, "undelivered": 0 }, "gerror": 0,
         }],
-        "sizes": { "image_text": 1000, "smmu_text": 300, "el2_memory": 2000 },
+        "sizes": { "image_text": 1000, "smmu_text": 300, "el2_memory": 2000, "guest_memory": 4000 },
     });
     assert_eq!(json, expected);
     assert_eq!(serde_json::from_str::<File>(&text).unwrap(), file);

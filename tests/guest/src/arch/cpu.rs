@@ -30,6 +30,14 @@ registers! {
     /// How many times a second the counters count.
     counter_frequency = "cntfrq_el0";
     /// When the virtual timer fires.
+    virtual_timer_compare = "cntv_cval_el0";
+    /// The virtual timer: bit 0 enables, bit 1 masks.
+    virtual_timer_control = "cntv_ctl_el0";
+    /// When the physical timer fires.
+    physical_timer_compare = "cntp_cval_el0";
+    /// The physical timer: bit 0 enables, bit 1 masks.
+    physical_timer_control = "cntp_ctl_el0";
+    /// When the virtual timer fires.
     set_virtual_timer_compare = "cntv_cval_el0": write;
     /// The virtual timer: bit 0 enables, bit 1 masks.
     set_virtual_timer_control = "cntv_ctl_el0": write;

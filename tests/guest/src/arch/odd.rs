@@ -270,3 +270,18 @@ pub fn vectors_survive(between: impl FnOnce()) -> bool {
     between();
     state::vectors() == before
 }
+
+/// Switches this CPU's MMU off and on again.
+pub fn blink_mmu() {
+    // SAFETY: memory is mapped where it is, and in between nothing accesses any; interrupts are masked.
+    unsafe {
+        asm!(
+            "mrs {daif}, daif", "msr daifset, #0xf",
+            "mrs {on}, sctlr_el1", "bic {off}, {on}, #1",
+            "dsb sy", "msr sctlr_el1, {off}", "isb", "msr sctlr_el1, {on}", "isb",
+            "msr daif, {daif}",
+            daif = out(reg) _, on = out(reg) _, off = out(reg) _,
+            options(nostack),
+        )
+    }
+}

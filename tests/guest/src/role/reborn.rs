@@ -1,0 +1,129 @@
+//! The reborn: tells what it finds of the machine at its start, changes all of it, and starts over, again and again.
+//!
+//! What a cold boot finds and what every later one finds has to be the same. In between the MMU goes off and on: that is
+//! how another kernel begins, so interrupt controller, timers and SMMU have to be the same then as well.
+
+use super::done;
+use crate::arch::{cpu, mem, odd};
+use crate::edu::Edu;
+use crate::machine::Machine;
+use crate::pci::{self, Bus, COMMAND, Function};
+use crate::println;
+use crate::psci;
+
+/// Offsets of a distributor's registers that are no more than state: `GICD_CTLR` to `GICD_NSACR`, and `GICD_IROUTER`
+/// of the SPIs that a VM has.
+const DISTRIBUTOR: [(u64, u64); 2] = [(0, 0xf00), (0x6100, 0x6800)];
+/// The same of a redistributor: `GICR_CTLR` to `GICR_WAKER`, and its SGIs and PPIs.
+const REDISTRIBUTOR: [(u64, u64); 2] = [(0, 0x18), (0x1_0080, 0x1_0d04)];
+/// The registers of an SMMU's two pages, but for `GBPA`, which is open at a first boot and closed ever after.
+const SMMU: [(u64, u64); 3] = [(0, GBPA), (GBPA + 4, 0x200), (0x1_0000, 0x1_0200)];
+const GBPA: u64 = 0x44;
+/// Configuration space that a function can have.
+const CONFIGURATION: [(u64, u64); 1] = [(0, 0x1000)];
+
+pub fn run(machine: &Machine) -> Result<(), &'static str> {
+    let boots = machine.bootargs.number("boots", 10)? as u32;
+    tell_all(machine);
+    let mut bus = Bus::new(machine)?;
+    for function in pci::functions(bus.bridge) {
+        let digest = digest(function.register(0), &CONFIGURATION);
+        println!("@finds what=pci-{function} digest={digest:#018x}");
+    }
+    soil(machine);
+    odd::blink_mmu();
+    tell_all(machine);
+
+    let edu = Edu::find(machine, &mut bus)?;
+    // Nobody has told it anything before the first boot.
+    let boot = edu.recall().wrapping_add(1);
+    println!("@boot number={boot}");
+    if boot + 1 >= boots {
+        done("reborn");
+        return Ok(());
+    }
+    edu.remember(boot);
+    soil(machine);
+    pci::functions(bus.bridge).for_each(soil_function);
+    psci::system_reset()
+}
+
+/// Tells of what is as after a cold boot whenever a kernel begins.
+fn tell_all(machine: &Machine) {
+    tell("timers", timers());
+    tell("distributor", digest(machine.distributor, &DISTRIBUTOR));
+    tell("redistributor", digest(machine.redistributors.start, &REDISTRIBUTOR));
+    if let Some(smmu) = &machine.smmu {
+        tell("smmu", digest(smmu.registers.start, &SMMU));
+        tell("gbpa", mem::read32(smmu.registers.start + GBPA).into());
+    }
+}
+
+fn tell(what: &str, digest: u64) {
+    println!("@finds what={what} digest={digest:#018x}");
+}
+
+/// One number that changes if anything in these registers does.
+fn digest(base: u64, ranges: &[(u64, u64)]) -> u64 {
+    let registers = ranges.iter().flat_map(|&(start, end)| (start..end).step_by(4));
+    registers.fold(START, |sum, offset| mix(sum, mem::read32(base + offset).into()))
+}
+
+/// FNV-1a, a word at a time.
+const START: u64 = 0xcbf2_9ce4_8422_2325;
+
+fn mix(sum: u64, word: u64) -> u64 {
+    (sum ^ word).wrapping_mul(0x100_0000_01b3).rotate_left(23)
+}
+
+fn timers() -> u64 {
+    [
+        cpu::virtual_timer_control(),
+        cpu::virtual_timer_compare(),
+        cpu::physical_timer_control(),
+        cpu::physical_timer_compare(),
+    ]
+    .into_iter()
+    .fold(START, mix)
+}
+
+/// Leaves something in everything.
+fn soil(machine: &Machine) {
+    cpu::set_virtual_timer_compare(0x1234);
+    cpu::set_virtual_timer_control(0b11);
+    cpu::set_physical_timer_compare(0x5678);
+    cpu::set_physical_timer_control(0b11);
+    for (base, ranges) in
+        [(machine.distributor, &DISTRIBUTOR), (machine.redistributors.start, &REDISTRIBUTOR)]
+    {
+        for offset in ranges.iter().flat_map(|&(start, end)| (start..end).step_by(4)) {
+            mem::write32(base + offset, 0x0101_0101);
+        }
+    }
+    if let Some(smmu) = &machine.smmu {
+        let base = smmu.registers.start;
+        // CR1, CR2, IRQ_CTRL, STRTAB_BASE, STRTAB_BASE_CFG, CMDQ_BASE, EVENTQ_BASE; then CR0 with the command queue.
+        for (offset, value) in [
+            (0x28, 0xd75),
+            (0x2c, 6),
+            (0x50, 5),
+            (0x80, 0x4010_0000),
+            (0x88, 4),
+            (0x90, 0x4020_0006),
+            (0xa0, 0x4030_0006),
+        ] {
+            mem::write32(base + offset, value);
+        }
+        mem::write32(base + 0x20, 8);
+    }
+}
+
+fn soil_function(function: Function) {
+    // Cache line, BARs, interrupt line, command.
+    mem::write32(function.register(0x0c), 0x10);
+    for bar in 0..6 {
+        mem::write32(function.register(0x10 + 4 * bar), 0x1234_0000);
+    }
+    mem::write32(function.register(0x3c), 0x42);
+    mem::write16(function.register(COMMAND), 0x407);
+}
