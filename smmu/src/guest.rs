@@ -714,8 +714,14 @@ impl VirtualSmmu {
 }
 
 /// The numbers of the bits that are set.
-fn bits(mask: u8) -> impl Iterator<Item = u8> {
-    (0..MAX_SMMUS as u8).filter(move |bit| mask >> bit & 1 != 0)
+fn bits(mut mask: u8) -> impl Iterator<Item = u8> {
+    core::iter::from_fn(move || {
+        let lowest = mask.trailing_zeros() as u8;
+        (mask != 0).then(|| {
+            mask &= mask - 1;
+            lowest
+        })
+    })
 }
 
 #[cfg(test)]

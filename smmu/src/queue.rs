@@ -41,20 +41,25 @@ pub(crate) fn poll(
 /// be told from an empty one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ring {
-    log2: u8,
+    /// The bits of an index that are a slot number.
+    slots: u32,
 }
 
 impl Ring {
+    fn new(log2: u8) -> Self {
+        Self { slots: (1 << log2) - 1 }
+    }
+
     fn len(self) -> u32 {
-        1 << self.log2
+        self.slots + 1
     }
 
     fn wrap(self, index: u32) -> u32 {
-        index & (2 * self.len() - 1)
+        index & (self.slots << 1 | 1)
     }
 
     fn slot(self, index: u32) -> u32 {
-        index & (self.len() - 1)
+        index & self.slots
     }
 
     /// How many entries lie between the two. A sane pair has at most [`Ring::len`]; any other is what a
@@ -74,12 +79,12 @@ struct Buffer {
 impl Buffer {
     fn allocate(log2: u8, entry_bytes: u64, frames: &mut dyn Frames) -> Option<Self> {
         let size = (entry_bytes << log2).max(crate::addr::PAGE_SIZE);
-        Some(Self { base: frames.allocate(size)?, ring: Ring { log2 }, entry_bytes })
+        Some(Self { base: frames.allocate(size)?, ring: Ring::new(log2), entry_bytes })
     }
 
     /// What `CMDQ_BASE` or `EVENTQ_BASE` is set to.
     fn base_register(&self) -> u64 {
-        (QUEUE_BASE::LOG2SIZE.val(self.ring.log2.into())
+        (QUEUE_BASE::LOG2SIZE.val(self.ring.len().trailing_zeros().into())
             + QUEUE_BASE::ADDR.val(self.base.raw() >> 5)
             + QUEUE_BASE::ALLOCATE::SET)
             .value
@@ -297,7 +302,7 @@ mod tests {
         /// Any number of entries in and out, any size: the indices agree with plain counting.
         #[test]
         fn indices_count_like_numbers(log2 in 0_u8..=19, start in 0_u32..1 << 20, fill in 0_u32..=1 << 19) {
-            let ring = Ring { log2 };
+            let ring = Ring::new(log2);
             let fill = fill.min(ring.len());
             let (consumer, producer) = (ring.wrap(start), ring.wrap(start + fill));
             prop_assert_eq!(ring.used(producer, consumer), fill);
@@ -307,7 +312,7 @@ mod tests {
         /// Whatever a broken SMMU claims, there are never more entries than the ring has.
         #[test]
         fn no_claim_exceeds_the_ring(log2 in 0_u8..=19, producer: u32, consumer: u32) {
-            let ring = Ring { log2 };
+            let ring = Ring::new(log2);
             prop_assert!(ring.used(producer, consumer) <= ring.len());
         }
     }

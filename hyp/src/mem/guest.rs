@@ -142,30 +142,30 @@ impl GuestRam {
         Ok(unsafe { AtomicU64::from_ptr(pa.raw() as *mut u64) })
     }
 
-    /// The words from `ipa` on.
-    fn words(
+    /// Calls `work` with each of `count` words from `ipa` on, and its number.
+    fn each_word(
         &self,
         ipa: Ipa,
         count: usize,
-    ) -> impl Iterator<Item = Result<&AtomicU64, OutsideRam>> {
-        (0..count as u64).map(move |index| self.word(ipa.checked_add(index * 8).ok_or(OutsideRam)?))
+        mut work: impl FnMut(usize, &AtomicU64),
+    ) -> Result<(), OutsideRam> {
+        let mut at = Some(ipa);
+        for index in 0..count {
+            let here = at.ok_or(OutsideRam)?;
+            work(index, self.word(here)?);
+            at = here.checked_add(8);
+        }
+        Ok(())
     }
 }
 
 impl GuestMemory for GuestRam {
     fn read(&self, ipa: Ipa, words: &mut [u64]) -> Result<(), OutsideRam> {
-        let count = words.len();
-        for (word, found) in words.iter_mut().zip(self.words(ipa, count)) {
-            *word = found?.load(Ordering::Relaxed);
-        }
-        Ok(())
+        self.each_word(ipa, words.len(), |index, word| words[index] = word.load(Ordering::Relaxed))
     }
 
     fn write(&self, ipa: Ipa, words: &[u64]) -> Result<(), OutsideRam> {
-        self.words(ipa, words.len()).try_for_each(|found| found.map(|_| ()))?;
-        for (word, found) in words.iter().zip(self.words(ipa, words.len())) {
-            found?.store(*word, Ordering::Relaxed);
-        }
-        Ok(())
+        self.each_word(ipa, words.len(), |_, _| ())?;
+        self.each_word(ipa, words.len(), |index, word| word.store(words[index], Ordering::Relaxed))
     }
 }
