@@ -118,10 +118,17 @@ impl Iommu {
             match (more, outcome) {
                 (Ok(true), Ok(())) => {}
                 (Ok(false), Ok(())) => return,
-                (Err(error), _) | (_, Err(error)) => panic!("{error}"),
+                (Err(error), _) | (_, Err(error)) => give_up(error),
             }
         }
     }
+}
+
+/// The hardware does not keep its promises, so nothing is known of anybody's streams: the machine stops, closed (C1).
+#[cold]
+#[inline(never)]
+pub fn give_up(error: HostError) -> ! {
+    panic!("{error}")
 }
 
 /// The machine's SMMUs.
@@ -176,9 +183,7 @@ impl Iommus {
         for iommu in &self.0 {
             let mut driver = iommu.lock();
             if driver.has_events() {
-                iommu
-                    .drain(&mut driver, EVENTS_OF_A_BATCH)
-                    .unwrap_or_else(|error| panic!("{error}"));
+                iommu.drain(&mut driver, EVENTS_OF_A_BATCH).unwrap_or_else(|error| give_up(error));
             }
         }
     }

@@ -27,7 +27,7 @@ use spin::{Mutex, MutexGuard};
 
 use crate::arch::{cpu, timer};
 use crate::inbox::Inbox;
-use crate::iommu::{Driver, Iommus};
+use crate::iommu::{Driver, Iommus, give_up};
 use crate::machine::{VmInterrupts, gic, hypervisor};
 use crate::mem::shared::RegisterPages;
 use crate::ownership::{Owned, VmFunctions};
@@ -162,7 +162,7 @@ impl GuestSmmu {
         }
         let mut physical = Behind { vm, smmu: self, looked: false };
         let mut ports = Ports { memory: &vm.ram, frames: &self.frames, physical: &mut physical };
-        let left = work(&mut state, &mut ports).unwrap_or_else(|error| panic!("{error}"));
+        let left = work(&mut state, &mut ports).unwrap_or_else(|error| give_up(error));
         if left == Work::More {
             self.due_us.fetch_min(timer::now_us() + PAUSE_US, Ordering::AcqRel);
         }

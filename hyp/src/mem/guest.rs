@@ -130,30 +130,30 @@ impl GuestRam {
 }
 
 impl GuestRam {
-    /// The word at `ipa`, which the VM's CPUs and devices may change at any moment. It is reached through EL2's caches:
-    /// a guest whose own are off cleans and invalidates, as for any coherent device.
-    fn word(&self, ipa: Ipa) -> Result<&AtomicU64, OutsideRam> {
-        let inside = |s: &&Segment| ipa >= s.ipa && ipa.raw() - s.ipa.raw() < s.size;
-        let segment = self.segments.iter().find(inside).filter(|_| ipa.is_aligned(8));
-        let segment = segment.ok_or(OutsideRam)?;
-        let pa = segment.pa.add(ipa.raw() - segment.ipa.raw());
-        // SAFETY: the word is aligned and inside a segment, whose size is a multiple of its own and which is mapped as
-        // Data for ever; while a CPU of the VM runs, EL2 reaches it only here, atomically.
-        Ok(unsafe { AtomicU64::from_ptr(pa.raw() as *mut u64) })
-    }
-
-    /// Calls `work` with each of `count` words from `ipa` on, and its number.
+    /// Calls `work` with each of `count` words from `ipa` on, and its number. The VM's CPUs and devices may change them at
+    /// any moment. They are reached through EL2's caches: a guest whose own are off cleans and invalidates, as for any
+    /// coherent device.
     fn each_word(
         &self,
         ipa: Ipa,
         count: usize,
         mut work: impl FnMut(usize, &AtomicU64),
     ) -> Result<(), OutsideRam> {
-        let mut at = Some(ipa);
-        for index in 0..count {
-            let here = at.ok_or(OutsideRam)?;
-            work(index, self.word(here)?);
-            at = here.checked_add(8);
+        let mut index = 0;
+        while index < count {
+            let at = ipa.checked_add(8 * index as u64).ok_or(OutsideRam)?;
+            let inside = |s: &&Segment| at >= s.ipa && at.raw() - s.ipa.raw() < s.size;
+            let segment = self.segments.iter().find(inside).filter(|_| at.is_aligned(8));
+            let segment = segment.ok_or(OutsideRam)?;
+            let end = segment.pa.raw() + segment.size;
+            let mut pa = segment.pa.raw() + (at.raw() - segment.ipa.raw());
+            while index < count && pa < end {
+                // SAFETY: the word is aligned and inside a segment, whose size is a multiple of its own and which is
+                // mapped as Data for ever; while a CPU of the VM runs, EL2 reaches it only here, atomically.
+                work(index, unsafe { AtomicU64::from_ptr(pa as *mut u64) });
+                index += 1;
+                pa += 8;
+            }
         }
         Ok(())
     }

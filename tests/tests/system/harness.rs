@@ -21,11 +21,19 @@ fn idle_kernel(folder: &std::path::Path) -> Result<String> {
 }
 
 fn refused_by_qemu() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let nested = folder.path().join("nested.toml");
+    std::fs::write(&nested, "name = \"a\"\nbuiltin = \"victim\"\n[smmu]\nstage1 = \"nested\"\n")?;
+    let nested = nested.to_string_lossy();
     for (arguments, expected) in [
         (&["--device", "no-such-device"][..], "QEMU has no device \"no-such-device\""),
         (&["--cpu", "no-such-cpu"], "--cpu no-such-cpu: this QEMU has no such model"),
         (&["--machine-version", "1.0"], "--machine-version 1.0: this QEMU has no virt-1.0"),
         (&["--native", "--device", "nvme,drive=nowhere"], "QEMU refuses the machine"),
+        (
+            &["--vm", &nested, "--machine-version", "9.1", "--smmu-stage", "2"],
+            "VM a has stage1 = \"nested\", but this machine's SMMU has one stage",
+        ),
     ] {
         let Err(error) = qemu(arguments) else { anyhow::bail!("{arguments:?} was accepted") };
         ensure!(Exit::of(&error) == Exit::BadInput, "{arguments:?}: {error:#}");
