@@ -134,7 +134,12 @@ impl Ste {
             Some(WORD0::CONFIG::Value::Abort) => Self::Abort,
             Some(WORD0::CONFIG::Value::Stage2) => Self::Stage2(Stage2Config::decode(words)?),
             Some(WORD0::CONFIG::Value::Nested) => {
-                Self::Nested(Stage1Config::decode(words), Stage2Config::decode(words)?)
+                let stage1 = Stage1Config::decode(words);
+                // Shareability 0b01 is reserved.
+                if stage1.shareability == 0b01 {
+                    return Err(SteError::Reserved { word: 1 });
+                }
+                Self::Nested(stage1, Stage2Config::decode(words)?)
             }
             _ => return Err(SteError::Config(word0.read(WORD0::CONFIG) as u8)),
         };
@@ -316,6 +321,18 @@ mod tests {
             let root = Pa::new(root * format.root_size());
             let ste = Ste::Stage2(Stage2Config { vmid: Vmid(vmid), root, format, record, stall_disable });
             prop_assert_eq!(Ste::decode(&ste.encode()), Ok(ste));
+        }
+
+        /// Whatever decodes is something that the architecture has.
+        #[test]
+        fn nothing_reserved_decodes(context: u64, inner in 0_u8..4, outer in 0_u8..4, shareability in 0_u8..4) {
+            let Ste::Stage2(stage2) = stage2(true, false, false) else { unreachable!() };
+            let context = Ipa::new(context & 0x00ff_ffff_ffff_ffc0);
+            let stage1 = Stage1Config { context, inner, outer, shareability };
+            let words = Ste::Nested(stage1, stage2).encode();
+            let known = crate::format::ste::Ste::decode(&words).is_ok();
+            prop_assert_eq!(Ste::decode(&words).is_ok(), known);
+            prop_assert_eq!(known, shareability != 0b01);
         }
 
         /// Whatever decodes is something that could have been written, to the bit.

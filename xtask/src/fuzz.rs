@@ -33,7 +33,7 @@ pub struct Limit {
 }
 
 /// What a change has time for: each target alike, and never long on a slow machine.
-const SHORT: Limit = Limit { seconds: 10, runs: Some(10_000) };
+const SHORT: Limit = Limit { seconds: 4, runs: Some(5_000) };
 
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
