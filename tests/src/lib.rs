@@ -3,6 +3,7 @@
 
 pub mod built_in;
 pub mod differential;
+pub mod linux;
 pub mod run;
 pub mod sabotage;
 pub mod uio;

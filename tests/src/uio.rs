@@ -77,6 +77,7 @@ fn linux(append: &str, aims: &str, nonce: Option<u32>) -> Result<Request> {
             files: vec![program(&request)?],
             stage: Some(STAGE.replace("AIMS", aims)),
             nonce,
+            ..Extra::default()
         }),
     };
     Ok(request)

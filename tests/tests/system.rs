@@ -14,6 +14,8 @@ mod harness;
 mod interactive;
 #[path = "system/linux.rs"]
 mod linux;
+#[path = "system/lives.rs"]
+mod lives;
 #[path = "system/machines.rs"]
 mod machines;
 #[path = "system/native.rs"]
@@ -46,6 +48,7 @@ fn main() {
         native::TESTS,
         linux::TESTS,
         interactive::TESTS,
+        lives::TESTS,
         uio::TESTS,
     ]
     .concat();

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use crate::setup::{self, Flavor, Options};
+use crate::setup::{self, Flavor, Kernel, Options};
 
 mod disk;
 mod initramfs;
@@ -40,9 +40,11 @@ pub const APPEND: &str = "console=ttyAMA0";
 const DRIVERS: [&str; 3] = ["virtio_pci", "virtio_blk", "nvme"];
 /// The guest's first process.
 const INIT: &str = include_str!("linux/init.sh");
+/// What it and stages share.
+const DISKS: &str = include_str!("linux/disks.sh");
 
-/// What a test adds to the initramfs.
-#[derive(Clone, Debug, Default)]
+/// What a test adds to the guest.
+#[derive(Clone, Debug)]
 pub struct Extra {
     /// Kernel modules to load beside those of the disks, by name; what they depend on comes along.
     pub modules: Vec<String>,
@@ -51,8 +53,26 @@ pub struct Extra {
     /// A script with its `#!` line (busybox's shell is `/bin/sh`) that runs as `/stage` after the disk test and before
     /// `@done`; a failure fails the run.
     pub stage: Option<String>,
+    /// Kernels that lie in the initramfs as `/boot/FLAVOR`, with their modules, so that the guest can start them.
+    pub kernels: Vec<Flavor>,
     /// What the data of the first `edu` starts with, if the stage attacks with it; it has to tell of each DMA then.
     pub nonce: Option<u32>,
+    /// Bytes in each half of the disks: whole MiB.
+    pub half: u64,
+}
+
+impl Default for Extra {
+    /// Nothing, and disks of the usual size.
+    fn default() -> Self {
+        Self {
+            modules: Vec::new(),
+            files: Vec::new(),
+            stage: None,
+            kernels: Vec::new(),
+            nonce: None,
+            half: disk::HALF,
+        }
+    }
 }
 
 /// Everything needed to boot the guest.
@@ -72,11 +92,12 @@ pub struct Guest {
     pub version: String,
 }
 
-/// Builds the guest's files in `folder`, fetching what they are made of if need be.
+/// Builds the files of the VM with index `vm` in `folder`, fetching what they are made of if need be.
 ///
 /// Disk images already there are written anew. The error holds a [`setup::Missing`] if something could not be fetched.
 pub fn prepare(
     folder: &Path,
+    vm: usize,
     flavor: Flavor,
     extra: &Extra,
     options: &Options,
@@ -84,14 +105,21 @@ pub fn prepare(
     let kernel = setup::ensure_linux(options, flavor)?;
     let busybox = setup::ensure_busybox(options)?;
     let busybox = fs::read(&busybox).with_context(|| busybox.display().to_string())?;
-    let modules = extra.modules.iter().map(String::as_str);
-    let modules = Modules::read(&kernel.modules)?
-        .load_order(&DRIVERS.into_iter().chain(modules).collect::<Vec<_>>())?;
+    let mut kernels = vec![modules(&kernel, extra)?];
+    let mut images = Vec::new();
+    for &flavor in &extra.kernels {
+        let other = setup::ensure_linux(options, flavor)?;
+        let data = fs::read(&other.image).with_context(|| other.image.display().to_string())?;
+        images.push(GuestFile { path: format!("boot/{flavor}"), mode: 0o644, data });
+        if other.version != kernel.version {
+            kernels.push(modules(&other, extra)?);
+        }
+    }
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    let disks = Disk::create(folder, disk::HALF)
+    let disks = Disk::create(folder, vm, extra.half)
         .with_context(|| format!("{}: disk images", folder.display()))?;
     let initrd = folder.join("initrd.cpio");
-    let archive = initramfs(busybox, modules, &disks, extra).archive()?;
+    let archive = initramfs(busybox, kernels, images, &disks, extra).archive()?;
     fs::write(&initrd, archive).with_context(|| initrd.display().to_string())?;
     Ok(Guest {
         kernel: kernel.image,
@@ -103,30 +131,44 @@ pub fn prepare(
     })
 }
 
-/// The `kexec` program and its libraries, to be added to [`Extra::files`]; it is `/sbin/kexec` in the guest.
-pub fn kexec(options: &Options) -> anyhow::Result<Vec<GuestFile>> {
-    program::with_libraries(&setup::ensure_kexec_tools(options)?, "sbin/kexec")
+/// A program of a Debian package, at the same path in the guest, and its libraries: to be added to [`Extra::files`].
+pub fn program(options: &Options, package: &str, path: &str) -> anyhow::Result<Vec<GuestFile>> {
+    program::with_libraries(&setup::ensure_program(options, package)?, path)
 }
 
-fn initramfs(busybox: Vec<u8>, modules: Vec<Module>, disks: &[Disk], extra: &Extra) -> Initramfs {
+/// A kernel's release, and its modules in load order.
+type Release = (String, Vec<Module>);
+
+fn modules(kernel: &Kernel, extra: &Extra) -> anyhow::Result<Release> {
+    let wanted = extra.modules.iter().map(String::as_str);
+    let modules = Modules::read(&kernel.modules)?
+        .load_order(&DRIVERS.into_iter().chain(wanted).collect::<Vec<_>>())?;
+    Ok((kernel.version.clone(), modules))
+}
+
+fn initramfs(
+    busybox: Vec<u8>,
+    kernels: Vec<Release>,
+    images: Vec<GuestFile>,
+    disks: &[Disk],
+    extra: &Extra,
+) -> Initramfs {
     let mut initramfs = Initramfs::default();
     let mut file = |path: &str, mode, data: Vec<u8>| {
         initramfs.file(GuestFile { path: path.into(), mode, data })
     };
     file("bin/busybox", 0o755, busybox);
     file("init", 0o755, INIT.into());
+    file("portcullis/disks.sh", 0o644, DISKS.into());
     file("portcullis/disks", 0o644, disk_table(disks).into());
-    let paths: Vec<_> = (0..)
-        .zip(&modules)
-        .map(|(at, module): (u32, _)| format!("modules/{at:02}-{}.ko", module.name))
-        .collect();
-    file(
-        "portcullis/modules",
-        0o644,
-        paths.iter().map(|path| format!("/{path}\n")).collect::<String>().into(),
-    );
-    for (path, module) in paths.iter().zip(modules) {
-        file(path, 0o644, module.data);
+    for (release, modules) in kernels {
+        let mut list = String::new();
+        for (at, module) in (0_u32..).zip(modules) {
+            let path = format!("modules/{release}/{at:02}-{}.ko", module.name);
+            list += &format!("/{path}\n");
+            file(&path, 0o644, module.data);
+        }
+        file(&format!("portcullis/modules/{release}"), 0o644, list.into());
     }
     if let Some(stage) = &extra.stage {
         file("stage", 0o755, stage.clone().into());
@@ -134,7 +176,7 @@ fn initramfs(busybox: Vec<u8>, modules: Vec<Module>, disks: &[Disk], extra: &Ext
     for name in ["dev", "proc", "sys", "tmp"] {
         initramfs.folder(name);
     }
-    for file in &extra.files {
+    for file in images.iter().chain(&extra.files) {
         initramfs.file(file.clone());
     }
     initramfs
@@ -174,6 +216,7 @@ mod tests {
         Disk {
             name,
             bus: Bus::Nvme,
+            vm: 0,
             serial: name,
             image: "/image".into(),
             half: 1 << 20,
@@ -201,9 +244,12 @@ mod tests {
             files: vec![GuestFile { path: "init".into(), mode: 0o755, data: b"own".into() }],
             ..Extra::default()
         };
-        let archive = initramfs(b"busybox".into(), modules, &[], &extra).archive().unwrap();
+        let kernels = vec![("6.1".into(), modules), ("6.12".into(), Vec::new())];
+        let archive =
+            initramfs(b"busybox".into(), kernels, Vec::new(), &[], &extra).archive().unwrap();
         let text = String::from_utf8_lossy(&archive);
-        assert!(text.contains("/modules/00-z.ko\n/modules/01-a.ko\n"));
+        assert!(text.contains("/modules/6.1/00-z.ko\n/modules/6.1/01-a.ko\n"));
+        assert!(text.contains("portcullis/modules/6.12"));
         // A test's file replaces the one that is there without it.
         assert!(text.contains("own") && !text.contains("Process 1"));
     }

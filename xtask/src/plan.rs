@@ -242,7 +242,7 @@ fn own_devices(vms: &[Vm], theirs: &[Wanted]) -> Vec<Wanted> {
             }
             Content::Linux { .. } => {
                 for (bus, slot) in DISKS.into_iter().zip(DISK_SLOT..) {
-                    let (device, _) = disk_device(bus);
+                    let device = disk_device(bus, index);
                     let origin = format!("the {} of the Linux guest", device.driver);
                     own.push(Wanted { device, origin, preferred: Some(slot), owner: Some(index) });
                 }
@@ -256,14 +256,14 @@ fn own_devices(vms: &[Vm], theirs: &[Wanted]) -> Vec<Wanted> {
 /// The buses of the Linux guest's disks, in the order of their slots.
 const DISKS: [linux::Bus; 2] = [linux::Bus::Nvme, linux::Bus::VirtioBlk];
 
-/// The device that a disk of the Linux guest is, and the name of the block node behind it.
-pub fn disk_device(bus: linux::Bus) -> (DeviceArg, &'static str) {
+/// The device that a disk of the VM with index `vm` is.
+fn disk_device(bus: linux::Bus, vm: usize) -> DeviceArg {
+    let node = bus.node(vm);
     match bus {
-        linux::Bus::Nvme => (DeviceArg::new("nvme", &[("drive", "linux-nvme")]), "linux-nvme"),
+        linux::Bus::Nvme => DeviceArg::new("nvme", &[("drive", &node)]),
         linux::Bus::VirtioBlk => {
-            let modern =
-                [("drive", "linux-virtio"), ("iommu_platform", "on"), ("disable-legacy", "on")];
-            (DeviceArg::new("virtio-blk-pci", &modern), "linux-virtio")
+            let modern = [("drive", &*node), ("iommu_platform", "on"), ("disable-legacy", "on")];
+            DeviceArg::new("virtio-blk-pci", &modern)
         }
     }
 }

@@ -205,10 +205,10 @@ pub fn ensure_busybox(options: &Options) -> Result<PathBuf, Missing> {
     debian::ensure_busybox(options)
 }
 
-/// Finds arm64 kexec-tools and the libraries they need in the cache, which are fetched if need be; returns the root
+/// Finds the arm64 package `name` and the libraries it needs in the cache, which are fetched if need be; returns the root
 /// of their tree.
-pub fn ensure_kexec_tools(options: &Options) -> Result<PathBuf, Missing> {
-    debian::ensure_kexec_tools(options)
+pub fn ensure_program(options: &Options, name: &str) -> Result<PathBuf, Missing> {
+    debian::ensure_program(options, name)
 }
 
 /// Finds one unpacked arm64 package of a Debian suite in the cache, which is fetched if need be; returns the root of

@@ -26,7 +26,14 @@ use crate::workspace;
 type Soak = (&'static str, fn() -> Vec<Case>);
 
 /// Every soak.
-const SOAKS: &[Soak] = &[("linux", linux), ("fuzz", fuzz)];
+const SOAKS: &[Soak] = &[
+    ("linux", linux),
+    ("kernels", || tests("kernels")),
+    ("kexec", || tests("kexec")),
+    ("load", || tests("load")),
+    ("native", || tests("native")),
+    ("fuzz", fuzz),
+];
 /// The one soak whose cases are not known before.
 const MUTANTS: &str = "mutants";
 
@@ -35,6 +42,8 @@ const MUTANTS: &str = "mutants";
 enum Case {
     /// A command line of `cargo xtask qemu`, which has to pass.
     Qemu(String),
+    /// A test of `tests/tests/soak.rs`.
+    Test(&'static str),
     /// A fuzz target, with which nothing must be found.
     Fuzz(String),
 }
@@ -44,9 +53,35 @@ impl Case {
     fn name(&self) -> &str {
         match self {
             Self::Qemu(line) => line,
+            Self::Test(name) => name,
             Self::Fuzz(target) => target,
         }
     }
+}
+
+/// The cases that are more than a command line: the names of tests in `tests/tests/soak.rs`, which start with their
+/// soak's.
+const TESTS: &[&str] = &[
+    "kernels::cloud_6_1",
+    "kernels::cloud_6_12",
+    "kernels::standard_6_1",
+    "kernels::standard_6_12",
+    "kexec::20_kexecs",
+    "kexec::10_crashes",
+    "kexec::10_reboots",
+    "kexec::crash_policies",
+    "native::kexec_crash_and_reboot",
+    "native::kexec_without_shutdown",
+    "native::kexec_beside_an_its",
+    "native::unaware_and_u_boot",
+    "native::adopting_crash_kernel",
+    "load::100_rounds_of_hotplug",
+    "load::10_minutes_on_two_vms",
+];
+
+fn tests(soak: &str) -> Vec<Case> {
+    let own = TESTS.iter().filter(|test| test.split_once("::").is_some_and(|(of, _)| of == soak));
+    own.map(|test| Case::Test(test)).collect()
 }
 
 /// Seconds until a case that hangs is given up.
@@ -150,8 +185,23 @@ fn soak(name: &str, cases: &[Case], options: &setup::Options) -> Result<Tally> {
 fn try_case(case: &Case, options: &setup::Options) -> String {
     match case {
         Case::Qemu(line) => try_line(line, options),
+        Case::Test(name) => try_test(name).unwrap_or_else(|error| format!("{error:#}")),
         Case::Fuzz(target) => try_target(target).unwrap_or_else(|error| format!("{error:#}")),
     }
+}
+
+/// Runs one test; what it says when it fails is shown, and the first line of that kept.
+fn try_test(name: &str) -> Result<String> {
+    let mut cargo = workspace::cargo();
+    cargo.args(["test", "--quiet", "--package", "tests", "--test", "soak", "--", "--exact", name]);
+    let output = cargo.stdin(Stdio::null()).output().context("running cargo test")?;
+    if output.status.success() {
+        return Ok(PASSED.into());
+    }
+    let said = String::from_utf8_lossy(&output.stdout);
+    println!("{said}{}", String::from_utf8_lossy(&output.stderr));
+    let why = said.lines().skip_while(|line| *line != format!("---- {name} ----")).nth(1);
+    Ok(why.unwrap_or("it does not build or broke off").to_owned())
 }
 
 fn try_target(target: &str) -> Result<String> {
@@ -235,6 +285,16 @@ mod tests {
                 Request::new(&args).unwrap();
             }
         }
+    }
+
+    #[test]
+    fn every_test_belongs_to_a_soak() {
+        let all: Vec<Case> = SOAKS
+            .iter()
+            .filter(|(name, _)| *name != "fuzz")
+            .flat_map(|(_, cases)| cases())
+            .collect();
+        assert!(TESTS.iter().all(|test| all.contains(&Case::Test(test))));
     }
 
     #[test]

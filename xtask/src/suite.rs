@@ -48,7 +48,7 @@ impl Scope {
             qemu: self.has_system(),
             rust_target: self.has_system(),
             linux: match self {
-                Self::All | Self::Linux => &[Flavor::Cloud6_1, Flavor::Standard6_1],
+                Self::All | Self::Linux => &Flavor::ALL,
                 Self::Host | Self::Qemu => &[],
             },
         }

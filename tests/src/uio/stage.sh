@@ -1,20 +1,8 @@
 #!/bin/sh
 # Gives the edu to userspace, lets it attack, and reads the disks meanwhile and once more afterwards.
 
-fail() {
-    echo "stage: $1"
-    exit 1
-}
-
-# Says of each disk whether its first half is still what it was.
-check_disks() {
-    echo 3 > /proc/sys/vm/drop_caches
-    while read -r name serial bytes first second source; do
-        sum=$(dd if="/dev/$name" bs=1M count=$((bytes / 1048576)) 2>/dev/null | sha256sum | cut -d ' ' -f 1)
-        [ "$sum" = "$first" ] || fail "disk $name changed"
-        echo "@disk name=$name bytes=$bytes sha256=ok"
-    done < /portcullis/disks
-}
+. /portcullis/disks.sh
+bad=
 
 driver=/sys/bus/pci/drivers/uio_pci_generic
 echo 1234 11e8 > $driver/new_id || fail "uio_pci_generic does not take the edu"
@@ -30,7 +18,8 @@ set -- "$1"/uio/uio*
 over=
 while [ -z "$over" ]; do
     [ -s /tmp/attacked ] && over=1
-    check_disks
+    read_disks
+    [ -z "$bad" ] || fail "wrong content:$bad"
 done
 read -r status < /tmp/attacked
 # What the guest's own SMMU told its driver: of each event its first line and the four words.

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-/// Bytes in each half of the guest's disks.
+/// Bytes in each half of the guest's disks, unless a test wants others.
 pub(super) const HALF: u64 = 16 << 20;
+/// Bytes behind the two halves, zero at first, which a stage may use as it likes.
+pub(super) const SCRATCH: u64 = 64 << 20;
 
 /// What a disk is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,13 +20,26 @@ pub enum Bus {
     VirtioBlk,
 }
 
-/// A disk of the guest. The first half has known content, the second is zero until the guest writes to it.
+impl Bus {
+    /// The name of the block node behind the disk on this bus of the VM with this index.
+    pub fn node(self, vm: usize) -> String {
+        match self {
+            Self::Nvme => format!("linux{vm}-nvme"),
+            Self::VirtioBlk => format!("linux{vm}-virtio"),
+        }
+    }
+}
+
+/// A disk of the guest. The first half has known content, the second is zero until the guest writes to it, and behind
+/// them there is room that nobody judges.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
     /// The name in the guest's testimony.
     pub name: &'static str,
     /// What it is attached to.
     pub bus: Bus,
+    /// The index of its VM.
+    pub vm: usize,
     /// The serial number the device must have (at most 20 bytes): the guest finds the disk by it.
     pub serial: &'static str,
     /// The raw image.
@@ -36,8 +51,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Writes the guest's two disks to `folder`, each of two halves, as they are before the first boot.
-    pub(super) fn create(folder: &Path, half: u64) -> io::Result<[Self; 2]> {
+    /// Writes the two disks of the VM with index `vm` to `folder`, each of two halves, as they are before the first boot.
+    pub(super) fn create(folder: &Path, vm: usize, half: u64) -> io::Result<[Self; 2]> {
         let [nvme, virtio] = [
             ("nvme0n1", Bus::Nvme, "portcullis-nvme", "nvme.img", 1),
             ("vda", Bus::VirtioBlk, "portcullis-virtio", "virtio.img", 2),
@@ -45,7 +60,7 @@ impl Disk {
         let create = |(name, bus, serial, file, seed)| {
             let image = folder.join(file);
             let digest = write_image(&image, seed, half)?;
-            io::Result::Ok(Self { name, bus, serial, image, half, digests: [digest, digest] })
+            io::Result::Ok(Self { name, bus, vm, serial, image, half, digests: [digest, digest] })
         };
         let [mut nvme, mut virtio] = [create(nvme)?, create(virtio)?];
         // The guest copies each first half to the other disk's second half.
@@ -94,7 +109,7 @@ fn write_image(path: &Path, seed: u64, half: u64) -> io::Result<[u8; 32]> {
         }
     }
     let mut file = file.into_inner().map_err(|error| error.into_error())?;
-    file.set_len(2 * half)?;
+    file.set_len(2 * half + SCRATCH)?;
     file.seek(SeekFrom::Start(0))?;
     Ok(hasher.finalize().into())
 }
@@ -127,12 +142,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_is_known_content_and_as_many_zeros() {
+    fn an_image_is_known_content_and_zeros() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("image");
         let found = write_image(&path, 1, 4096).unwrap();
         let bytes = fs::read(&path).unwrap();
-        assert_eq!(bytes.len(), 8192);
+        assert_eq!(bytes.len() as u64, 8192 + SCRATCH);
         assert_eq!(found, <[u8; 32]>::from(Sha256::digest(&bytes[..4096])));
         assert!(bytes[4096..].iter().all(|byte| *byte == 0));
         assert_eq!(write_image(&path, 1, 4096).unwrap(), found);
@@ -141,10 +156,10 @@ mod tests {
 
     /// Two small disks after a guest has done its work.
     fn written(folder: &Path) -> [Disk; 2] {
-        let [a, b] = Disk::create(folder, 4096).unwrap();
+        let [a, b] = Disk::create(folder, 0, 4096).unwrap();
         let [mut left, mut right] = [&a, &b].map(|disk| fs::read(&disk.image).unwrap());
-        left.splice(4096.., right[..4096].to_vec());
-        right.splice(4096.., left[..4096].to_vec());
+        left.splice(4096..8192, right[..4096].to_vec());
+        right.splice(4096..8192, left[..4096].to_vec());
         fs::write(&a.image, left).unwrap();
         fs::write(&b.image, right).unwrap();
         [a, b]
@@ -168,7 +183,7 @@ mod tests {
     #[test]
     fn serial_numbers_fit_the_devices() {
         let folder = tempfile::tempdir().unwrap();
-        let disks = Disk::create(folder.path(), 4096).unwrap();
+        let disks = Disk::create(folder.path(), 0, 4096).unwrap();
         assert!(disks.iter().all(|disk| disk.serial.len() <= 20));
         assert_eq!(disks[0].digests[0], disks[1].digests[1]);
         assert_eq!(disks[1].digests[0], disks[0].digests[1]);

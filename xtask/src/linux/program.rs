@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
 use elf::ElfBytes;
-use elf::abi::{DT_NEEDED, PT_INTERP};
+use elf::abi::{DT_NEEDED, DT_RUNPATH, PT_INTERP};
 use elf::endian::LittleEndian;
 
 use super::initramfs::GuestFile;
@@ -29,9 +29,10 @@ pub fn with_libraries(tree: &Path, program: &str) -> anyhow::Result<Vec<GuestFil
             .with_context(|| format!("{}: not a program or library", place.display()))?;
         queue.extend(needs.loader.map(|loader| loader.trim_start_matches('/').to_owned()));
         for library in needs.libraries {
-            let found = FOLDERS
+            let own = needs.folders.iter().map(|folder| folder.trim_start_matches('/'));
+            let found = own
+                .chain(FOLDERS)
                 .map(|folder| format!("{folder}/{library}"))
-                .into_iter()
                 .find(|path| tree.join(path).exists());
             queue.push_back(found.ok_or_else(|| {
                 anyhow!("{}: needs {library}, which is not below it", tree.display())
@@ -47,6 +48,8 @@ pub fn with_libraries(tree: &Path, program: &str) -> anyhow::Result<Vec<GuestFil
 struct Needs {
     loader: Option<String>,
     libraries: Vec<String>,
+    /// Where the loader looks for them first.
+    folders: Vec<String>,
 }
 
 fn needs(data: &[u8]) -> anyhow::Result<Needs> {
@@ -62,17 +65,22 @@ fn needs(data: &[u8]) -> anyhow::Result<Needs> {
         None => None,
     };
     let common = file.find_common_data()?;
-    let mut libraries = Vec::new();
+    let (mut libraries, mut folders) = (Vec::new(), Vec::new());
     for entry in common
         .dynamic
         .iter()
         .flat_map(|table| table.iter())
-        .filter(|entry| entry.d_tag == DT_NEEDED)
+        .filter(|entry| [DT_NEEDED, DT_RUNPATH].contains(&entry.d_tag))
     {
         let Some(strings) = &common.dynsyms_strs else { bail!("names libraries but has no names") };
-        libraries.push(strings.get(usize::try_from(entry.d_val())?)?.to_owned());
+        let text = strings.get(usize::try_from(entry.d_val())?)?;
+        if entry.d_tag == DT_NEEDED {
+            libraries.push(text.to_owned());
+        } else {
+            folders.extend(text.split(':').map(String::from));
+        }
     }
-    Ok(Needs { loader, libraries })
+    Ok(Needs { loader, libraries, folders })
 }
 
 #[cfg(test)]

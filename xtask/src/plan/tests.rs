@@ -98,7 +98,7 @@ fn the_linux_guest_gets_its_disks_and_a_claiming_built_in_its_edu() {
         planned(vec![linux(), claiming(built_in("rogue", ROGUE), &["00:05.0"])], &["nvme,drive=d"]);
     assert_eq!(addresses(&plan.vms[0]), ["00:03.0", "00:04.0", "00:02.0"]);
     assert_eq!(addresses(&plan.vms[1]), ["00:05.0"]);
-    assert_eq!(plan.devices[0].device.to_string(), "nvme,drive=linux-nvme,addr=3.0");
+    assert_eq!(plan.devices[0].device.to_string(), "nvme,drive=linux0-nvme,addr=3.0");
 }
 
 #[test]

@@ -228,10 +228,9 @@ pub fn ensure_busybox(options: &Options) -> Result<PathBuf, Missing> {
     Ok(ensure_package(options, BUSYBOX, USER_SPACE)?.join("bin/busybox"))
 }
 
-/// See [`super::ensure_kexec_tools`].
-pub fn ensure_kexec_tools(options: &Options) -> Result<PathBuf, Missing> {
-    let name = "kexec-tools";
-    let key = package_key("kexec-tools+libraries", USER_SPACE);
+/// See [`super::ensure_program`].
+pub fn ensure_program(options: &Options, name: &str) -> Result<PathBuf, Missing> {
+    let key = package_key(&format!("{name}+libraries"), USER_SPACE);
     ensure(options, &key, name, USER_SPACE, |apt| {
         let mut packages = apt.closure(&[name])?;
         packages.retain(|package| {

@@ -1,0 +1,146 @@
+//! What takes too long for every change and is more than one run: `cargo xtask soak` runs these one by one.
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+use platform::bundle::OnCrashKexec;
+use platform::report::Cause;
+use tests::linux::{Stage, add, add_bystander, lives, machine};
+use tests::run::boot;
+use xtask::exit::Exit;
+use xtask::setup::Flavor;
+
+/// A named test.
+type Test = (&'static str, fn() -> Result<()>);
+
+/// Each name starts with that of its soak; `cargo xtask soak` has the list as well.
+const TESTS: &[Test] = &[
+    ("kernels::cloud_6_1", || kernel(Flavor::Cloud6_1)),
+    ("kernels::cloud_6_12", || kernel(Flavor::Cloud6_12)),
+    ("kernels::standard_6_1", || kernel(Flavor::Standard6_1)),
+    ("kernels::standard_6_12", || kernel(Flavor::Standard6_12)),
+    ("kexec::20_kexecs", || many("kexec", &["kexec"; 20], "")),
+    ("kexec::10_crashes", || many("crash", &["crash,reboot"; 10], "crashkernel=256M")),
+    ("kexec::10_reboots", || many("reboot", &["reboot"; 10], "")),
+    ("kexec::crash_policies", crash_policies),
+    ("native::kexec_crash_and_reboot", native_lives),
+    ("native::kexec_without_shutdown", native_no_shutdown),
+    ("native::kexec_beside_an_its", native_its),
+    ("native::unaware_and_u_boot", native_unaware),
+    ("native::adopting_crash_kernel", native_adopt),
+    ("load::100_rounds_of_hotplug", hotplug),
+    ("load::10_minutes_on_two_vms", load),
+];
+
+/// More than any of these takes.
+const TIMEOUT: [&str; 2] = ["--timeout", "7200"];
+
+fn main() {
+    let trials = TESTS.iter().map(|&(name, test)| {
+        Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+}
+
+/// Every way to use the SMMU that its driver has an option for.
+fn kernel(flavor: Flavor) -> Result<()> {
+    for append in [
+        "iommu.strict=1",
+        "iommu.strict=0",
+        "iommu.passthrough=1",
+        "arm-smmu-v3.disable_msipolling=1",
+    ] {
+        for cpus in ["1", "4"] {
+            let append = format!("rounds=5 {append}");
+            let options = [&["--smp", cpus], &TIMEOUT[..]].concat();
+            boot(&machine(flavor, Stage::Hotplug, &append, &options)?)?.passed()?;
+        }
+    }
+    Ok(())
+}
+
+/// Lives after lives in one VM, each with its disks right, beside another VM that notices nothing. As many lives as
+/// `steps` has words end in `way`.
+fn many(way: &str, steps: &[&str], append: &str) -> Result<()> {
+    let append = format!("steps={} {append}", steps.join(","));
+    let options = [&["--memory", "1G"], &TIMEOUT[..]].concat();
+    let mut request = machine(Flavor::Cloud6_1, Stage::Lives, &append, &options)?;
+    add_bystander(&mut request, Flavor::Cloud6_12)?;
+    boot(&request)?
+        .passed()?
+        .holds("every life came", |outcome| {
+            let after = format!("after={way} ");
+            let lines = outcome.console.iter().filter(|line| line.contains(&after));
+            lines.count() == steps.len()
+        })?
+        .holds(
+            "the other VM tested its disks all the time, and is never torn down but at the end",
+            |outcome| {
+                let (vms, said) = (&outcome.verdict.report, outcome.testimony.guest("bystander"));
+                vms.vm("bystander").is_some_and(|vm| vm.teardowns.len() == 1)
+                    && said.is_some_and(|said| said.disks.len() >= 4 * steps.len())
+            },
+        )?;
+    Ok(())
+}
+
+fn crash_policies() -> Result<()> {
+    for policy in [OnCrashKexec::Abort, OnCrashKexec::Quiesce, OnCrashKexec::Preserve] {
+        let append = "steps=crash,reboot,crash crashkernel=256M";
+        let options = [&["--memory", "1G"], &TIMEOUT[..]].concat();
+        let mut request = machine(Flavor::Cloud6_12, Stage::Lives, append, &options)?;
+        request.vms[0].smmu.on_crash_kexec = policy;
+        boot(&request)?.passed()?.holds("each crash was seen", |outcome| {
+            let linux = outcome.verdict.report.vm("linux");
+            let causes = linux.iter().flat_map(|vm| &vm.teardowns).map(|t| t.cause);
+            causes.filter(|cause| *cause == Cause::CrashKexec).count() == 2
+        })?;
+    }
+    Ok(())
+}
+
+fn hotplug() -> Result<()> {
+    for flavor in [Flavor::Cloud6_1, Flavor::Cloud6_12] {
+        boot(&machine(flavor, Stage::Hotplug, "rounds=100", &TIMEOUT)?)?.passed()?;
+    }
+    Ok(())
+}
+
+fn load() -> Result<()> {
+    let mut request = machine(Flavor::Standard6_1, Stage::Load, "seconds=600", &TIMEOUT)?;
+    add(&mut request, "other", Flavor::Standard6_12, Stage::Load, "seconds=540")?;
+    boot(&request)?.passed()?.printed("[linux] @check fio")?.printed("[other] @check fio")?;
+    Ok(())
+}
+
+fn native_lives() -> Result<()> {
+    lives::came_each_way(boot(&lives::each_way(lives::NATIVE)?)?)?;
+    Ok(())
+}
+
+fn native_no_shutdown() -> Result<()> {
+    lives::without_shutdown(lives::NATIVE)?.printed(lives::FOUND_ENABLED)?;
+    Ok(())
+}
+
+/// What the bare machine cannot do: with an ITS, the next kernel finds its text overwritten.
+fn native_its() -> Result<()> {
+    let options = ["--native", "--memory", "1G", "--timeout", "300"];
+    let run = boot(&machine(Flavor::Cloud6_1, Stage::Lives, "steps=kexec", &options)?)?;
+    run.ended_with(Exit::TimedOut)?
+        .printed("@check life=0")?
+        .printed("Internal error")?
+        .holds("no life follows", |outcome| {
+            !outcome.console.iter().any(|line| line.contains("@check life=1"))
+        })?;
+    Ok(())
+}
+
+fn native_unaware() -> Result<()> {
+    lives::unaware(lives::NATIVE)?;
+    Ok(())
+}
+
+fn native_adopt() -> Result<()> {
+    lives::adopt(&lives::adopting(lives::NATIVE)?)?;
+    Ok(())
+}
