@@ -8,7 +8,8 @@
 //! @done role=victim
 //! ```
 //!
-//! A guest that drives an SMMU of its own says with `to=` where that leads an address, or that it leads `nowhere`.
+//! A guest that drives an SMMU of its own says with `to=` where that leads an address, or that it leads `nowhere`, or
+//! that it cannot tell: `anywhere`.
 //!
 //! Every line is `@kind key=value ...`; a bare `FAILED` or a value `BAD` says that the guest found something
 //! wrong, and `why=` takes the rest of the line. A guest speaks for itself only: EL2 puts its name before each line.
@@ -99,6 +100,8 @@ pub enum Leads {
     To(u64),
     /// To nothing: it has to be stopped.
     Nowhere,
+    /// To the guest's own memory or to nothing, which the guest changes meanwhile.
+    Anywhere,
 }
 
 /// One DMA that was started and not waited for.
@@ -247,6 +250,7 @@ impl Guest {
                     leads: match words.get("to") {
                         None => Leads::Straight,
                         Some("nowhere") => Leads::Nowhere,
+                        Some("anywhere") => Leads::Anywhere,
                         Some(_) => Leads::To(words.number("to")?),
                     },
                     accesses: words.accesses()?,

@@ -2,6 +2,7 @@
 
 mod check;
 mod cold;
+mod forger;
 mod irq;
 pub mod memory;
 mod probe;
@@ -15,7 +16,8 @@ mod stage1;
 mod victim;
 
 use self::check::{Check, check, expect};
-use crate::edu::{Edu, Transfer};
+pub use self::forger::disturb;
+use crate::edu::{Edu, Operation, Transfer};
 use crate::machine::Machine;
 use crate::pci::Function;
 use crate::println;
@@ -30,6 +32,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     match role {
         "victim" => victim::run(machine),
         "rogue" => rogue::run(machine),
+        "forger" => forger::run(machine),
         "irq" => irq::run(machine),
         "probe" => probe::run(machine),
         "scenarios" => scenarios::run(machine),
@@ -63,6 +66,23 @@ fn refused(edu: Edu, transfer: Transfer) -> Result<(), &'static str> {
         transfer.address,
         transfer.accesses()
     );
+    Ok(())
+}
+
+/// Whether a device moves data where its addresses mean what they say.
+fn device_works(machine: &Machine, edu: Edu) -> Result<(), &'static str> {
+    const SIZE: u64 = 256;
+    let (from, to) = (memory::dma_page(machine, 0), memory::dma_page(machine, 1));
+    memory::fill(from, SIZE, memory::noise(1));
+    memory::fill(to, SIZE, memory::noise(2));
+    let read = Transfer { operation: Operation::Read, address: from, size: SIZE };
+    let write = Transfer { operation: Operation::Write, address: to, size: SIZE };
+    edu.transfer(read)?;
+    edu.transfer(write)?;
+    let arrived = memory::matching(to, SIZE, memory::noise(1));
+    tried(edu.function, read, arrived);
+    tried(edu.function, write, arrived);
+    check("device-works", arrived == SIZE / 4, format_args!("{arrived} accesses arrived"));
     Ok(())
 }
 

@@ -13,7 +13,7 @@ pub use queue::{Commands, Events, Stopped};
 pub use stage1::Stage1;
 pub use table::{Shape, StreamTable};
 
-use format::{CR1_CACHED, CR2_RECINVSID, Command, Event, Identity, command, cr0, register};
+use format::{CR1_CACHED, CR2_RECINVSID, Command, Event, Identity, command, cr0, gbpa, register};
 
 use crate::arch::mem;
 use crate::machine::{Machine, SmmuNode};
@@ -101,6 +101,18 @@ impl Registers {
         self.write(register::IRQ_CTRL, value);
         let acknowledged = self.poll(register::IRQ_CTRLACK, |seen| seen == value);
         if acknowledged { Ok(()) } else { Err("smmu: IRQ_CTRL is not acknowledged") }
+    }
+
+    /// Lets everything pass as long as the SMMU is disabled. What is refused later is no longer the late DMA of
+    /// whoever drove it before.
+    ///
+    /// # Errors
+    ///
+    /// A reason if `GBPA` does not take it.
+    pub fn pass_while_disabled(self) -> Result<(), &'static str> {
+        self.write(register::GBPA, gbpa::UPDATE);
+        let taken = self.poll(register::GBPA, |seen| seen & (gbpa::UPDATE | gbpa::ABORT) == 0);
+        if taken { Ok(()) } else { Err("smmu: GBPA is not updated") }
     }
 
     /// Acknowledges every active global error.

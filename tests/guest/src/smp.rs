@@ -7,7 +7,7 @@ use crate::arch::cpu;
 use crate::machine::Machine;
 use crate::psci::{self, Status, function};
 use crate::timer::{self, Deadline};
-use crate::{gic, println};
+use crate::{gic, println, role};
 
 /// How long a CPU may take to come, go or answer.
 const PATIENCE_MS: u64 = 5000;
@@ -26,6 +26,8 @@ pub enum Order {
     Off = 2,
     /// Send the SGI [`REPLY`] to the CPU that booted.
     Reply = 3,
+    /// Get into the way of the CPU that booted, as [`role::disturb`] says.
+    Disturb = 4,
 }
 
 struct Mailbox {
@@ -113,6 +115,8 @@ pub fn secondary(index: usize) -> ! {
             }
         } else if order == Order::Reply as u32 {
             gic::send_sgi(REPLY, BOOT_AFFINITY.load(Ordering::Relaxed));
+        } else if order == Order::Disturb as u32 {
+            role::disturb();
         } else if order == Order::Off as u32 {
             let status = psci::psci(function::CPU_OFF, [0; 3]);
             println!("guest: CPU_OFF returned {status}");

@@ -7,7 +7,8 @@ use platform::report::Cause;
 use tests::built_in::{machine, suite, vm};
 use tests::differential::{compare, expected};
 use tests::run::boot;
-use xtask::vm::Content;
+use xtask::run::Outcome;
+use xtask::vm::{Content, Cpus, Said, Vm};
 
 use crate::Test;
 
@@ -20,6 +21,10 @@ pub const TESTS: &[Test] = &[
     ("qemu::a_hostile_guest_hurts_only_itself", || run("probe", 2, &[])),
     ("qemu::a_hostile_guest_on_a_cpu_with_everything", || run("probe", 2, &["--cpu", "max"])),
     ("qemu::a_hostile_guest_on_the_oldest_cpu", || run("probe", 1, &["--cpu", "cortex-a57"])),
+    ("qemu::a_virtual_smmu_is_as_specified", || smmu("smmu", 2, &[])),
+    ("qemu::a_virtual_smmu_on_an_older_cpu", || smmu("smmu", 1, &["--cpu", "cortex-a57"])),
+    ("qemu::a_guests_stage_1_is_its_own", || smmu("stage1", 2, &["--cpu", "cortex-a72"])),
+    ("qemu::a_forging_driver_hurts_only_itself", forger),
     ("qemu::a_bare_smmu_is_what_the_suites_take_it_for", bare_smmu),
     // Its registers are fewer than a page, so EL2 forwards accesses to them, and it answers 64-bit ones with an error.
     ("qemu::a_hostile_guest_with_a_device_that_refuses", || {
@@ -35,6 +40,61 @@ fn cold() -> Result<()> {
         outcome.verdict.report.vm("cold").is_some_and(|vm| vm.boots == 2)
     })?;
     Ok(())
+}
+
+/// A suite of the SMMU that the hypervisor shows.
+fn smmu(role: &str, cpus: u32, options: &[&str]) -> Result<()> {
+    suite(role, cpus, options)?.printed("@iommu smmu=virtual")?;
+    Ok(())
+}
+
+/// How often the victim's device moves data beside the forger, 100 ms each time: longer than the forger needs.
+const ROUNDS: u64 = 240;
+
+/// A driver that lies to its SMMU, beside a VM that moves data all the time, whose report is what it is alone.
+fn forger() -> Result<()> {
+    let alone = boot(&machine(vec![victim(10)], &[])?)?.passed()?;
+    let alone = quiet_exits(&alone.outcome, 10);
+    let mut forger = vm("forger", "forger", 2);
+    // CPU 1 is nobody's: there EL2 listens to the SMMU.
+    forger.cpus = Said::new(Cpus::These(vec![2, 3]), "the test");
+    boot(&machine(vec![victim(ROUNDS), forger], &[])?)?
+        .passed()?
+        .printed("[forger] @iommu smmu=virtual")?
+        .printed("[forger] @done role=forger")?
+        .holds(
+            &format!("the victim comes to EL2 as often as it does alone: {alone:?}"),
+            |outcome| quiet_exits(outcome, ROUNDS) == alone,
+        )?
+        .holds(
+            "the victim's stream was never refused anything, nor closed but at its end",
+            |outcome| {
+                let streams = &outcome.verdict.report.streams;
+                let theirs = streams.iter().find(|stream| stream.vm.as_deref() == Some("victim"));
+                theirs.is_some_and(|stream| {
+                    stream.faults.is_empty() && !stream.muted && stream.transitions <= 4
+                })
+            },
+        )?;
+    Ok(())
+}
+
+fn victim(rounds: u64) -> Vm {
+    let mut victim = vm("victim", "victim", 1);
+    let append = format!("rounds={rounds}");
+    victim.content = Content::BuiltIn { role: "victim".into(), append };
+    victim.cpus = Said::new(Cpus::These(vec![0]), "the test");
+    victim
+}
+
+/// The victim's exits, but for those of its testimony, whose length follows from its rounds, and one interrupt each.
+fn quiet_exits(outcome: &Outcome, rounds: u64) -> BTreeMap<String, u64> {
+    let vm = outcome.verdict.report.vm("victim");
+    let mut exits = vm.map(|vm| vm.exits.by_reason.clone()).unwrap_or_default();
+    exits.remove("uart");
+    let interrupts = exits.remove("interrupt").unwrap_or_default();
+    exits.insert("interrupt".into(), interrupts.saturating_sub(rounds));
+    exits
 }
 
 /// The suites of the SMMU, natively: what they require is what an SMMU does.

@@ -5,6 +5,7 @@ use crate::fixture::{
     HYPERVISOR, RAM, ROGUE, ROGUE_RAM, Run, SIZE, VICTIM_RAM, aborted, command, publish, refused,
     register, success,
 };
+use crate::machine::Guest;
 
 fn findings(run: &Run) -> Vec<Finding> {
     judge(&run.traced(), Some(&run.report), &run.machine)
@@ -99,6 +100,25 @@ fn dma_from_before_what_el2_remembers_cannot_be_judged() {
     let mut run = Run::good();
     run.rogue().history.drain(..2);
     finds(&run, Finding::Forgotten { sid: ROGUE, cfgi: 1 });
+}
+
+#[test]
+fn a_guest_that_outruns_el2s_memory_is_still_confined() {
+    let forger = || {
+        let mut run = Run::good();
+        run.rogue().history.drain(..2);
+        run.machine.vms[1].guest = Guest::BuiltIn { role: "forger".into(), nonce: None };
+        run
+    };
+    assert_eq!(findings(&forger()), []);
+    let mut run = forger();
+    run.insert("F_TRANSLATION", 0, vec![success(ROGUE, RAM, VICTIM_RAM)]);
+    let reached = VICTIM_RAM..VICTIM_RAM + PAGE_SIZE;
+    finds(&run, Finding::Outside { sid: ROGUE, vm: "rogue".into(), reached });
+    // What EL2 does remember counts.
+    let mut run = forger();
+    run.trace.push(success(ROGUE, RAM, ROGUE_RAM));
+    finds(&run, Finding::Closed { sid: ROGUE, state: StreamState::Abort, cfgi: 4, count: 1 });
 }
 
 #[test]

@@ -779,6 +779,27 @@ mod translated {
     }
 
     #[test]
+    fn what_nobody_can_tell_is_stopped_or_not_but_not_more_often_than_it_was_tried() {
+        for stopped in [0, 7, 16] {
+            let mut run = run();
+            let maybe = format!(
+                "[rogue] @tried device=00:02.0 op=write address={IOVA:#x} accesses=16 arrived=0 to=anywhere"
+            );
+            let at = run.said.iter().position(|line| line.contains("[rogue] @armed")).unwrap();
+            run.said.insert(at, maybe);
+            if stopped > 0 {
+                run.insert("F_TRANSLATION", 0, refused(ROGUE, IOVA, stopped));
+            }
+            *run.rogue().faults.get_mut("F_TRANSLATION").unwrap() += stopped;
+            assert_eq!(run.judge().findings, [""; 0], "{stopped}");
+        }
+        let mut run = run();
+        run.insert("F_TRANSLATION", 0, refused(ROGUE, IOVA, 1));
+        *run.rogue().faults.get_mut("F_TRANSLATION").unwrap() += 1;
+        run.fails("QEMU stopped 17 accesses of 00:02.0 edu to 0x12345000, rogue expects 16");
+    }
+
+    #[test]
     fn foreign_memory_is_not_reached_through_it() {
         let mut run = run();
         let foreign = format!("to={:#x}", RAM + 4 * crate::fixture::SIZE);

@@ -6,7 +6,7 @@ use core::fmt::Arguments;
 use super::{Check, done, memory, refused};
 use crate::edu::{Edu, Operation, Transfer};
 use crate::machine::Machine;
-use crate::pci::Bus;
+use crate::pci::{Bus, COMMAND_BUS_MASTER};
 use crate::println;
 use crate::smmu::format::{self, Command, Identity, command, event, stage1, ste};
 use crate::smmu::{self, Pool, Registers, Shape, Smmu, Stage1};
@@ -323,24 +323,26 @@ impl Suite<'_> {
             [ste::stage1(self.stage1.context)[0], ste::stage1(twin.context)[0], ste::PASS[0]];
         let write = |form: u64| [form, word1, 0, 0, 0, 0, 0, 0];
         self.smmu.set_ste(self.sid, &write(forms[0]))?;
-        let mut changes = 0_usize;
         for round in 0..4 {
             memory::fill(to, SIZE, memory::noise(POISON));
             let transfer = Transfer { operation: Operation::Write, address: to, size: SIZE };
             self.edu.prepare(transfer);
             self.edu.start(Operation::Write, false);
             let patience = Deadline::after_ms(5000);
+            let mut changes = 0_usize;
             while self.edu.is_busy() && !patience.passed() {
                 changes += 1;
+                // Bypass once a round: a hypervisor may remember only so many changes of a stream's state.
+                let form = if changes == 3 { 2 } else { changes % 2 };
                 let entry = self.smmu.table.entry(self.sid);
-                crate::arch::mem::write64(entry, forms[changes % forms.len()]);
+                crate::arch::mem::write64(entry, forms[form]);
                 self.smmu.issue(&[command::cfgi_ste(self.sid, true), command::SYNC])?;
             }
             let arrived = memory::matching(to, SIZE, memory::noise(DATA));
             self.testify(transfer, arrived, to);
             check.that(arrived == SIZE / 4, format_args!("{arrived} arrived in round {round}"));
+            check.that(changes > 3, format_args!("only {changes} changes in round {round}"));
         }
-        check.that(changes >= 12, format_args!("only {changes} changes"));
         self.is_silent(&mut check);
         Ok(())
     }
@@ -351,11 +353,15 @@ impl Suite<'_> {
         shape: Shape,
         prepare: impl FnOnce(&mut Self) -> Result<(), &'static str>,
     ) -> Result<(), &'static str> {
-        self.smmu.registers.set_cr0(0)?;
+        let registers = self.smmu.registers;
+        registers.set_cr0(0)?;
+        registers.pass_while_disabled()?;
         self.smmu.table = smmu::StreamTable::new(&mut self.pool, shape)?;
         prepare(self)?;
-        let Smmu { registers, commands, events, table } = self.smmu;
+        let Smmu { commands, events, table, .. } = self.smmu;
         self.smmu = Smmu::start(registers, commands, events, table)?;
+        // A hypervisor may have stopped the device when the SMMU was disabled.
+        self.edu.function.enable(COMMAND_BUS_MASTER);
         Ok(())
     }
 
