@@ -6,7 +6,6 @@ use platform::bundle::OnCrashKexec;
 use platform::report::Cause;
 use tests::linux::{Stage, add, add_bystander, lives, machine};
 use tests::run::boot;
-use xtask::exit::Exit;
 use xtask::setup::Flavor;
 
 /// A named test.
@@ -24,7 +23,6 @@ const TESTS: &[Test] = &[
     ("kexec::crash_policies", crash_policies),
     ("native::kexec_crash_and_reboot", native_lives),
     ("native::kexec_without_shutdown", native_no_shutdown),
-    ("native::kexec_beside_an_its", native_its),
     ("native::unaware_and_u_boot", native_unaware),
     ("native::adopting_crash_kernel", native_adopt),
     ("load::100_rounds_of_hotplug", hotplug),
@@ -119,19 +117,6 @@ fn native_lives() -> Result<()> {
 
 fn native_no_shutdown() -> Result<()> {
     lives::without_shutdown(lives::NATIVE)?.printed(lives::FOUND_ENABLED)?;
-    Ok(())
-}
-
-/// What the bare machine cannot do: with an ITS, the next kernel finds its text overwritten.
-fn native_its() -> Result<()> {
-    let options = ["--native", "--memory", "1G", "--timeout", "300"];
-    let run = boot(&machine(Flavor::Cloud6_1, Stage::Lives, "steps=kexec", &options)?)?;
-    run.ended_with(Exit::TimedOut)?
-        .printed("@check life=0")?
-        .printed("Internal error")?
-        .holds("no life follows", |outcome| {
-            !outcome.console.iter().any(|line| line.contains("@check life=1"))
-        })?;
     Ok(())
 }
 

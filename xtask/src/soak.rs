@@ -72,7 +72,6 @@ const TESTS: &[&str] = &[
     "kexec::crash_policies",
     "native::kexec_crash_and_reboot",
     "native::kexec_without_shutdown",
-    "native::kexec_beside_an_its",
     "native::unaware_and_u_boot",
     "native::adopting_crash_kernel",
     "load::100_rounds_of_hotplug",

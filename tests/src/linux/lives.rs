@@ -13,8 +13,8 @@ use crate::run::{Run, boot};
 
 /// The options of a run as a guest.
 pub const GUEST: &[&str] = &["--memory", "1G", "--timeout", "1500"];
-/// The options of a run on the bare machine. Without firmware nobody tells the next kernel where an ITS and the
-/// redistributors have their tables, which go on being written: kexec works only where there is no ITS.
+/// The options of a run on the bare machine: without an ITS, since without firmware nobody tells the next kernel where it
+/// and the redistributors have their tables, which go on being written.
 pub const NATIVE: &[&str] = &["--native", "--its", "off", "--memory", "1G", "--timeout", "1500"];
 
 /// What the SMMU's driver says of one that somebody has left on.
