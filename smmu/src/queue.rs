@@ -292,9 +292,37 @@ impl EventQueue {
 
 #[cfg(test)]
 mod tests {
+    use core::cell::Cell;
+
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Ten microseconds from look to look.
+    struct Ticks(Cell<u64>);
+
+    impl Clock for Ticks {
+        fn now_us(&self) -> u64 {
+            self.0.set(self.0.get() + 10);
+            self.0.get()
+        }
+    }
+
+    #[test]
+    fn a_wait_is_over_when_its_limit_is_exceeded() {
+        let wait = |until: u32| {
+            let mut looks = 0;
+            let result = poll(&Ticks(Cell::new(0)), 100, Wait::Sync, || {
+                looks += 1;
+                looks == until
+            });
+            (result, looks)
+        };
+        assert_eq!(wait(1), (Ok(()), 1));
+        // At 110 it is too late, but the condition is looked at once more.
+        assert_eq!(wait(11), (Ok(()), 11));
+        assert_eq!(wait(12), (Err(HostError::Timeout(Wait::Sync)), 11));
+    }
 
     proptest! {
         #![proptest_config(crate::fake::cases(256))]

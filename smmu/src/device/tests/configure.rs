@@ -112,6 +112,25 @@ fn a_watch_after_a_close_is_not_the_guests_to_end() {
 }
 
 #[test]
+fn a_refused_stream_can_be_watched_for_its_end() {
+    let fake = Fake::new(QEMU_NESTED);
+    let mut streams = Streams::new();
+    let mut machine = Machine::new(&fake, &mut streams);
+    let binding = machine.closed();
+    machine.configure(&binding, Configuration::Refuse);
+    assert_eq!(machine.write(DEVICE, RAM), Outcome::Aborts);
+    machine.drain();
+    // The owner's own, so far.
+    assert_eq!(machine.stream(DEVICE).stopped_after_teardown().count, 0);
+    machine.smmu.watch(DEVICE).unwrap();
+    assert!(!machine.stream(DEVICE).refuses());
+    assert_eq!(machine.write(DEVICE, RAM + 8), Outcome::Aborts);
+    machine.drain();
+    let stopped = machine.stream(DEVICE).stopped_after_teardown();
+    assert_eq!((stopped.count, stopped.first), (1, Some(Iova::new(RAM + 8))));
+}
+
+#[test]
 fn only_an_owner_with_its_own_tag_configures() {
     let fake = Fake::new(QEMU_NESTED);
     let mut streams = Streams::new();

@@ -13,7 +13,7 @@ use smmu::guest::{
     Config, Features, Forwarded, GuestMemory, Locked, OutsideRam, Physical, Ports, RegisterFrames,
     StreamMap, VirtualSmmu, Width, Work,
 };
-use smmu::streams::{State, Streams};
+use smmu::streams::Streams;
 
 use super::cases;
 use crate::chooser::Chooser;
@@ -253,8 +253,9 @@ impl<'h> Guest<'h> {
             // What is not even offered to the guest would not have been taken either, unless a watch goes on that
             // began with a teardown: that has what happens, though the guest's new STE is no better.
             let stream = self.host.smmu.streams().find(|stream| stream.sid() == event.sid);
+            // Its budget may be spent by now.
             let watched =
-                stream.is_some_and(|stream| stream.state() == State::Watch && !stream.refuses());
+                stream.is_some_and(|stream| !stream.state().is_open() && !stream.refuses());
             assert!(*is_owners || watched || forwarded == Forwarded::Ours, "{event:?}");
             forwarded
         };
