@@ -375,7 +375,8 @@ impl<'a, H: Hardware> Host<'a, H> {
             return;
         }
         for stream in self.smmu.streams().filter(|stream| stream.state().is_open()) {
-            if stream.is_muted() && stream.state() == State::Nested {
+            // Where nothing else silences it, a muted stream aborts.
+            if stream.is_muted() {
                 continue;
             }
             let sid = stream.sid().0;
