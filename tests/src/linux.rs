@@ -139,5 +139,6 @@ pub fn add(
 ///
 /// What could not be fetched.
 pub fn add_bystander(request: &mut Request, flavor: Flavor) -> Result<()> {
-    add(request, "bystander", flavor, Stage::Bystander, "")
+    // It lives as long as the other one, however many lives that has.
+    add(request, "bystander", flavor, Stage::Bystander, "limit=100000")
 }

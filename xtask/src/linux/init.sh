@@ -4,6 +4,8 @@
 # /portcullis/modules/RELEASE  the modules of this kernel, one path per line, in load order
 # /portcullis/disks            see disks.sh
 # /stage                       optional: what a test adds
+#
+# limit=SECONDS on the kernel's command line: until it gives up, 900 without it
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin
 . /portcullis/disks.sh
 
@@ -69,8 +71,8 @@ mount -t tmpfs tmpfs /tmp
 # The kernel's lines would tear the testimony apart; its errors follow at the end.
 echo 1 > /proc/sys/kernel/printk
 (
-    sleep 900
-    finish "not done after 900 s"
+    sleep "${limit:-900}"
+    finish "not done after ${limit:-900} s"
 ) &
 if (work); then
     finish ""
