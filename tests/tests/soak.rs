@@ -104,8 +104,9 @@ fn hotplug() -> Result<()> {
 }
 
 fn load() -> Result<()> {
-    let mut request = machine(Flavor::Standard6_1, Stage::Load, "seconds=600", &TIMEOUT)?;
-    add(&mut request, "other", Flavor::Standard6_12, Stage::Load, "seconds=540")?;
+    let mut request =
+        machine(Flavor::Standard6_1, Stage::Load, "seconds=600 limit=7200", &TIMEOUT)?;
+    add(&mut request, "other", Flavor::Standard6_12, Stage::Load, "seconds=540 limit=7200")?;
     boot(&request)?.passed()?.printed("[linux] @check fio")?.printed("[other] @check fio")?;
     Ok(())
 }
