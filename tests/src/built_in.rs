@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use xtask::request::{Action, Request};
+use xtask::request::{Action, Request, When};
 use xtask::size::MIB;
 use xtask::vm::{Content, Cpus, Said, Vm};
 
@@ -34,7 +34,7 @@ pub fn machine(vms: Vec<Vm>, options: &[&str]) -> Result<Request> {
 /// Orders the operator to do something a number of seconds after QEMU's start.
 pub fn order(request: &mut Request, seconds: u64, command: &str) {
     let command = command.parse().expect("tests give orders that exist");
-    request.actions.push(Action { after: Duration::from_secs(seconds), command });
+    request.actions.push(Action { when: When::After(Duration::from_secs(seconds)), command });
 }
 
 /// Runs one suite, and requires that it passed.

@@ -6,6 +6,8 @@
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 
+#[path = "system/deaths.rs"]
+mod deaths;
 #[path = "system/demonstration.rs"]
 mod demonstration;
 #[path = "system/harness.rs"]
@@ -40,6 +42,7 @@ fn main() {
     });
     let tests = [
         demonstration::TESTS,
+        deaths::TESTS,
         harness::TESTS,
         machines::TESTS,
         operator::TESTS,

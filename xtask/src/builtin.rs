@@ -70,9 +70,11 @@ pub fn bootargs(role: &str, append: &str, nonce: Option<u32>, targets: &[u64]) -
     if role == VICTIM {
         words.push(format!("rounds={VICTIM_ROUNDS}"));
     }
-    if let Some(nonce) = nonce.filter(|_| role == ROGUE) {
-        let targets: Vec<String> = targets.iter().map(|target| format!("{target:#x}")).collect();
+    if let Some(nonce) = nonce {
         words.push(format!("nonce={nonce:#x}"));
+    }
+    if role == ROGUE {
+        let targets: Vec<String> = targets.iter().map(|target| format!("{target:#x}")).collect();
         words.push(format!("targets={}", targets.join(",")));
     }
     let key = |word: &str| word.split('=').next().unwrap_or_default().to_owned();

@@ -69,8 +69,14 @@ pub struct QemuArgs {
     /// Same machine, kernel and devices, without the hypervisor; guest 0 only.
     #[arg(long, help_heading = "What to boot")]
     pub native: bool,
-    /// Run a named demonstration.
-    #[arg(long, value_name = "NAME", help_heading = "What to boot")]
+    /// Run a named demonstration: shutdown-bypass, no-hook, unaware-successor, reused-tables, named-culprits, or
+    /// SOURCE-WAY, such as nvme-kexec (a wrong name lists all).
+    #[arg(
+        long,
+        value_name = "NAME",
+        conflicts_with_all = ["linux", "kernel", "initrd"],
+        help_heading = "What to boot"
+    )]
     pub scenario: Option<String>,
 
     /// QEMU to use instead of the one that set-up finds.

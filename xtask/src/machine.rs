@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::catalog::MachineVersion;
 use crate::device::{DeviceArg, escape};
+use crate::frames::Wire;
 use crate::size::MIB;
 
 /// The physical address of RAM on QEMU's `virt` machine.
@@ -35,6 +36,8 @@ pub enum Stages {
 pub struct Wires {
     /// The UNIX socket on which somebody already waits for EL2's UART; natively nobody listens there.
     pub report: Option<PathBuf>,
+    /// The network of a card, if there is one.
+    pub network: Option<Wire>,
 }
 
 /// What the machine boots.
@@ -164,6 +167,9 @@ impl Wires {
         };
         arguments.option("-chardev", report);
         arguments.option("-serial", "chardev:report");
+        if let Some(network) = &self.network {
+            arguments.option("-netdev", network.argument());
+        }
     }
 }
 
@@ -203,7 +209,7 @@ mod tests {
                 initrd: Some("/t/b".into()),
                 append: String::new(),
             },
-            wires: Wires { report: Some("/t/report".into()) },
+            wires: Wires { report: Some("/t/report".into()), network: None },
         }
     }
 

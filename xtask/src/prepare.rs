@@ -11,6 +11,7 @@ use crate::builtin;
 use crate::bundle::{self, Payload};
 use crate::catalog::{Catalog, MachineVersion, NESTED_SINCE, NEWEST_WITH_CHOICE};
 use crate::exit::bad_input;
+use crate::frames::Wire;
 use crate::image::{self, Package};
 use crate::kernel::Kernel;
 use crate::linux;
@@ -20,7 +21,7 @@ use crate::request::Request;
 use crate::setup::{self, Qemu, Version};
 use crate::size::MIB;
 use crate::slots::Placed;
-use crate::vm::{Content, ROGUE};
+use crate::vm::{Content, LINEAGE, ROGUE};
 
 /// What EL2 keeps for its tables at the top of RAM.
 const HYPERVISOR_TABLES: u64 = 8 * MIB;
@@ -131,7 +132,10 @@ pub fn prepare(request: &Request) -> Result<Prepared> {
         backends: backends(request, &disks),
         extra: request.extra.clone(),
         boot,
-        wires: Wires { report: (!request.native).then(|| folder.path().join("report")) },
+        wires: Wires {
+            report: (!request.native).then(|| folder.path().join("report")),
+            network: request.network.then(|| Wire::in_folder(folder.path())),
+        },
     };
     Ok(Prepared {
         qemu,
@@ -212,7 +216,7 @@ fn load(
             let image = guest_image.ok_or_else(|| anyhow!("the guest image was not built"))?;
             let kernel =
                 Kernel::parse(image).map_err(|error| anyhow!("the guest image: {error}"))?;
-            let nonce = (role == ROGUE).then(|| builtin::nonce(request.icount));
+            let nonce = (role == ROGUE || role == LINEAGE).then(|| builtin::nonce(request.icount));
             let targets = builtin::targets(vm.memory.value, memory_for(0));
             let append = builtin::bootargs(role, append, nonce, &targets);
             Ok(Loaded {

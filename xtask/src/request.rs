@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use platform::bundle::MAX_CPUS;
 use platform::operator::Command;
+use platform::report::Name;
 
 use crate::bundle::Payload;
 use crate::catalog::{Catalog, MachineVersion, NESTED_SINCE, NEWEST_WITH_CHOICE};
@@ -17,6 +18,7 @@ use crate::linux::Extra;
 use crate::machine::{DEFAULT_CPU, Stages};
 use crate::manifest;
 use crate::plan::{self, UserDevice};
+use crate::scenario::{Parts, Scenario};
 use crate::setup::{self, Flavor};
 use crate::size::{self, MIB};
 use crate::vm::{Content, Cpus, ROGUE, Said, VICTIM, Vm};
@@ -55,8 +57,10 @@ pub struct Request {
     pub backends: Vec<(&'static str, String)>,
     /// Arguments for QEMU that nobody looks at.
     pub extra: Vec<String>,
-    /// Operator actions by the time since QEMU's start, the earliest first.
+    /// Operator actions, the earliest first.
     pub actions: Vec<Action>,
+    /// Whether somebody sends frames to the machine's network card.
+    pub network: bool,
     /// Whether the terminal gives operator commands.
     pub interactive: bool,
     /// EL2's log level.
@@ -75,13 +79,37 @@ pub struct Request {
     pub quiet: bool,
 }
 
-/// An operator action at a certain time.
+/// An operator action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Action {
-    /// Since QEMU's start.
-    pub after: Duration,
+    /// When to do it.
+    pub when: When,
     /// What to do.
     pub command: Command,
+}
+
+/// When an operator acts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum When {
+    /// So long after QEMU's start.
+    After(Duration),
+    /// As soon as a VM has said something.
+    Said {
+        /// The VM.
+        vm: Name,
+        /// What a line of its console contains.
+        text: String,
+    },
+}
+
+impl Action {
+    /// How long after QEMU's start, if that is what decides.
+    pub const fn delay(&self) -> Option<Duration> {
+        match self.when {
+            When::After(delay) => Some(delay),
+            When::Said { .. } => None,
+        }
+    }
 }
 
 impl Request {
@@ -91,16 +119,19 @@ impl Request {
     ///
     /// Bad input, naming the option, or the manifest's line and key.
     pub fn new(args: &QemuArgs) -> Result<Self> {
-        if let Some(name) = &args.scenario {
+        let scenario = args.scenario.as_deref().map(Scenario::find).transpose()?;
+        if let Some(scenario) = scenario.as_ref().filter(|s| args.native && !s.way.is_native()) {
             return Err(bad_input(format!(
-                "--scenario {name}: this version has no scenarios; without the option, the built-in demonstration runs"
+                "--scenario {}: without the hypervisor nothing follows that end: remove --native",
+                scenario.name
             )));
         }
-        let demonstration = !args.linux && args.kernel.is_none() && args.vms.is_empty();
+        let demonstration =
+            !args.linux && args.kernel.is_none() && args.vms.is_empty() && args.scenario.is_none();
         let setup =
             setup::Options { mirror: args.source.mirror.clone(), ..setup::Options::default() };
         setup.validate().map_err(bad_input)?;
-        let request = Self {
+        let mut request = Self {
             vms: vms(args, demonstration)?,
             demonstration,
             native: args.native,
@@ -119,6 +150,7 @@ impl Request {
             backends: backends(args)?,
             extra: extra(&args.qemu_args)?,
             actions: actions(args)?,
+            network: false,
             interactive: args.interactive,
             log_level: args.log_level,
             timeout: match args.timeout {
@@ -128,7 +160,7 @@ impl Request {
                     ));
                 }
                 Some(seconds) => Some(Duration::from_secs(seconds)),
-                None => (demonstration && !args.gdb && !args.interactive)
+                None => ((demonstration || scenario.is_some()) && !args.gdb && !args.interactive)
                     .then_some(DEMONSTRATION_TIMEOUT),
             },
             trace: args.trace.clone(),
@@ -137,11 +169,25 @@ impl Request {
             setup,
             quiet: false,
         };
+        if let Some(scenario) = &scenario {
+            request.add(scenario.parts());
+        }
         request.check_its()?;
         request.check_kernels()?;
         request.check_files()?;
         request.check_plan()?;
         Ok(request)
+    }
+
+    /// Adds what a scenario consists of.
+    fn add(&mut self, parts: Parts) {
+        let Parts { vms, devices, backends, extra, actions, network } = parts;
+        self.vms.splice(0..0, vms);
+        self.devices.extend(devices);
+        self.backends.extend(backends);
+        self.extra.extend(extra);
+        self.actions.extend(actions);
+        self.network |= network;
     }
 
     /// Plans with what is known of every QEMU, so that most mistakes show before one is fetched.
@@ -253,7 +299,7 @@ fn vms(args: &QemuArgs, demonstration: bool) -> Result<Vec<Vm>> {
     for path in &args.vms {
         vms.push(manifest::read(path)?);
     }
-    // There is always one: something to boot, or a manifest.
+    // There is always one: something to boot, a manifest, or what a scenario adds.
     if let Some(first) = vms.first_mut() {
         override_first(first, args)?;
     }
@@ -426,14 +472,13 @@ fn actions(args: &QemuArgs) -> Result<Vec<Action>> {
             "off" => Command::Off(name),
             _ => return Err(refuse("there is no such action")),
         };
-        Ok(Action {
-            after: after.ok_or_else(|| refuse("the time is not a number of seconds"))?,
-            command,
-        })
+        let after = after.ok_or_else(|| refuse("the time is not a number of seconds"))?;
+        Ok((after, command))
     };
     let mut actions = args.at.iter().map(action).collect::<Result<Vec<_>>>()?;
-    actions.sort_by_key(|action| action.after);
-    Ok(actions)
+    actions.sort_by_key(|(after, _)| *after);
+    let action = |(after, command)| Action { when: When::After(after), command };
+    Ok(actions.into_iter().map(action).collect())
 }
 
 #[cfg(test)]

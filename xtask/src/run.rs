@@ -15,11 +15,13 @@ use evidence::report::Collector;
 use evidence::timeline;
 use evidence::{Case, Testimony, Trace, Verdict, trace, verdict};
 use platform::operator::Command;
+use platform::report::Name;
 
 use crate::exit::{Exit, bad_input};
+use crate::frames;
 use crate::machine::RAM_BASE;
 use crate::prepare::{self, Prepared};
-use crate::request::Request;
+use crate::request::{Request, When};
 
 /// How often it is looked whether QEMU has ended.
 const POLL: Duration = Duration::from_millis(20);
@@ -143,7 +145,8 @@ fn record(request: &Request, prepared: &Prepared) -> Result<Recorded> {
         eprintln!("QEMU waits for a debugger on TCP port 1234.");
     }
 
-    let console = Console::new(request, prepared)?;
+    let (heard, said) = channel();
+    let console = Console::new(request, prepared, heard)?;
     let console = spawn(qemu.0.stdout.take(), |stdout: ChildStdout| console.listen(stdout))?;
     let tracer = Tracer::new(request.trace.as_deref())?;
     let tracer = spawn(qemu.0.stderr.take(), |stderr: ChildStderr| tracer.listen(stderr))?;
@@ -158,7 +161,14 @@ fn record(request: &Request, prepared: &Prepared) -> Result<Recorded> {
         operator.terminal = Some(terminal);
     }
 
-    let timed_out = supervise(request, &mut qemu.0, &mut operator, &reported, started)?;
+    let sender = match &machine.wires.network {
+        Some(wire) => {
+            Some(frames::Sender::start(wire, prepared.facts.nonce().unwrap_or_default())?)
+        }
+        None => None,
+    };
+    let timed_out = supervise(request, &mut qemu.0, &mut operator, &reported, &said, started)?;
+    drop(sender);
     if timed_out {
         // If it has just ended by itself, that is as good.
         let _ = qemu.0.kill();
@@ -243,16 +253,22 @@ fn supervise(
     qemu: &mut Child,
     operator: &mut Operator,
     reported: &Receiver<()>,
+    said: &Receiver<usize>,
     started: Instant,
 ) -> Result<bool> {
-    let mut actions = request.actions.iter().peekable();
+    let mut timed = request.actions.iter().filter(|action| action.delay().is_some()).peekable();
     loop {
         if qemu.try_wait()?.is_some() {
             return Ok(false);
         }
         let elapsed = started.elapsed();
-        while let Some(action) = actions.next_if(|action| action.after <= elapsed) {
+        while let Some(action) =
+            timed.next_if(|action| action.delay().is_some_and(|after| after <= elapsed))
+        {
             operator.order(&action.command);
+        }
+        for index in said.try_iter() {
+            operator.order(&request.actions[index].command);
         }
         operator.obey_terminal();
         if request.timeout.is_some_and(|timeout| elapsed >= timeout) {
@@ -382,6 +398,9 @@ struct Console {
     /// Natively the only guest has the console to itself.
     native: Option<String>,
     serial: Option<BufWriter<File>>,
+    /// What the operator waits for, and who tells him by the number of his action, once.
+    awaited: Vec<(usize, Name, String)>,
+    heard: Sender<usize>,
     show: bool,
     line: Vec<u8>,
     transcript: Vec<String>,
@@ -389,7 +408,11 @@ struct Console {
 }
 
 impl Console {
-    fn new(request: &Request, prepared: &Prepared) -> Result<Self> {
+    fn new(request: &Request, prepared: &Prepared, heard: Sender<usize>) -> Result<Self> {
+        let awaited = request.actions.iter().enumerate().filter_map(|(index, action)| {
+            let When::Said { vm, text } = &action.when else { return None };
+            Some((index, vm.clone(), text.clone()))
+        });
         let mut testimony = Testimony::new();
         for vm in &prepared.facts.vms {
             for text in &vm.expect {
@@ -401,6 +424,8 @@ impl Console {
             testimony,
             native: native.map(|vm| vm.name.clone()),
             serial: request.serial.as_deref().map(create).transpose()?,
+            awaited: awaited.collect(),
+            heard,
             show: !request.quiet,
             line: Vec::new(),
             transcript: Vec::new(),
@@ -454,7 +479,18 @@ impl Console {
                 self.testimony.said(name, &line);
                 true
             }
-            None => self.testimony.line(&line).is_some(),
+            None => match self.testimony.line(&line) {
+                Some((vm, text)) => {
+                    let heard = &self.heard;
+                    self.awaited.retain(|(index, of, awaited)| {
+                        let now = of.as_str() == vm && text.contains(awaited);
+                        // A run that is over obeys nobody.
+                        !(now && heard.send(*index).is_ok())
+                    });
+                    true
+                }
+                None => false,
+            },
         };
         if let Some(serial) = self.serial.as_mut().filter(|_| guest_spoke)
             && let Err(error) = writeln!(serial, "{line}")

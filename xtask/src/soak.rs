@@ -18,6 +18,7 @@ use crate::fuzz::{self, Limit, Outcome, Programs};
 use crate::mutants;
 use crate::request::Request;
 use crate::run;
+use crate::scenario::Scenario;
 use crate::setup;
 use crate::suite::Tally;
 use crate::workspace;
@@ -28,6 +29,7 @@ type Soak = (&'static str, fn() -> Vec<Case>);
 /// Every soak.
 const SOAKS: &[Soak] = &[
     ("linux", linux),
+    ("deaths", deaths),
     ("kernels", || tests("kernels")),
     ("kexec", || tests("kexec")),
     ("load", || tests("load")),
@@ -116,6 +118,11 @@ fn linux() -> Vec<Case> {
 /// Every fuzz target; none if they cannot be listed, which a test would notice.
 fn fuzz() -> Vec<Case> {
     fuzz::targets().unwrap_or_default().into_iter().map(Case::Fuzz).collect()
+}
+
+/// Every live device with every way in which its kernel can go.
+fn deaths() -> Vec<Case> {
+    Scenario::matrix().map(|scenario| Case::Qemu(format!("--scenario {}", scenario.name))).collect()
 }
 
 /// What became of a soak's cases so far.
@@ -269,6 +276,13 @@ mod tests {
         assert_eq!(cases.len(), 7 * 3 * 2);
         let line = "--linux --cpu neoverse-n2 --smp 4 --memory 2G".to_owned();
         assert!(cases.contains(&Case::Qemu(line)));
+    }
+
+    #[test]
+    fn every_device_dies_every_death() {
+        let cases = deaths();
+        assert_eq!(cases.len(), 6 * 8);
+        assert!(cases.contains(&Case::Qemu("--scenario virtio-blk-kexec".to_owned())));
     }
 
     #[test]

@@ -52,6 +52,8 @@ impl Cpus {
 pub const VICTIM: &str = "victim";
 /// The role of the rogue, which aims its device at everything it does not own, and dies with the device armed.
 pub const ROGUE: &str = "rogue";
+/// The role of kernels that follow each other in one VM, and leave devices behind.
+pub const LINEAGE: &str = "lineage";
 
 /// What runs in a VM.
 #[derive(Clone, Debug)]

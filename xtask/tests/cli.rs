@@ -59,7 +59,7 @@ fn bad_options_are_refused() {
             "--kernel damaged.gz: the gzip data is damaged or cut off",
         ),
         (&["qemu", "--kernel", "kernel", "--memory", "2M"], "--memory: \"2M\" is too little"),
-        (&["qemu", "--scenario", "any"], "this version has no scenarios"),
+        (&["qemu", "--scenario", "any"], "there is no such one"),
         (&["qemu", "--device", "virtio-blk-pci,drive=d"], "add iommu_platform=on"),
         (&["qemu", "--device", "edu,addr=2", "--device", "edu,addr=2"], "addr=2.0 is taken by"),
         (&["qemu", "--vm", "nowhere.toml"], "nowhere.toml: "),

@@ -103,6 +103,11 @@ impl Machine {
         self.vms.iter().find(|vm| vm.name == name)
     }
 
+    /// What the data of the first attacker's devices starts with.
+    pub fn nonce(&self) -> Option<u32> {
+        self.vms.iter().find_map(|vm| vm.guest.nonce())
+    }
+
     /// The device with StreamID `sid`.
     pub fn device(&self, sid: StreamId) -> Option<&Device> {
         self.devices.iter().find(|device| device.sid == sid)

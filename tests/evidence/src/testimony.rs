@@ -4,6 +4,7 @@
 //! @tried device=00:01.0 op=write address=0x40400000 accesses=1024 arrived=1024
 //! @armed device=00:02.0 op=write address=0x40400000 accesses=1
 //! @canary page=0x40500000 ok
+//! @canary page=0x40600000 changed=0x40600010 words=3
 //! @disk name=nvme0n1 bytes=1048576 sha256=ok
 //! @done role=victim
 //! ```
@@ -124,6 +125,8 @@ pub struct Canary {
     pub page: u64,
     /// The first changed address, if any.
     pub changed: Option<u64>,
+    /// How many words changed, as far as the guest counted them.
+    pub words: u64,
 }
 
 /// What a guest found out about one disk.
@@ -270,7 +273,12 @@ impl Guest {
                     Some(_) => Some(words.number("changed")?),
                     None => (words.ok || words.failed).then_some(None)?,
                 };
-                self.canaries.push(Canary { page: words.number("page")?, changed });
+                let count = match words.get("words") {
+                    Some(_) => words.number("words")?,
+                    None => changed.is_some().into(),
+                };
+                let page = words.number("page")?;
+                self.canaries.push(Canary { page, changed, words: count });
             }
             "disk" => {
                 let (read, written) = (words.get("sha256"), words.get("write"));

@@ -7,6 +7,7 @@ pub mod boot;
 pub mod call;
 pub mod cpu;
 pub mod exception;
+pub mod kexec;
 pub mod mem;
 pub mod odd;
 pub mod state;

@@ -2,8 +2,8 @@
 
 use core::fmt;
 
-pub use edu::{BUFFER_SIZE, IDENTIFICATION, Operation};
-use edu::{ID, RUN, register};
+pub use edu::{BUFFER_SIZE, ID, IDENTIFICATION, Operation};
+use edu::{RUN, register};
 
 use crate::arch::{self, mem};
 use crate::gic;
@@ -58,9 +58,24 @@ impl Edu {
         Self::switch_on(function, bus)
     }
 
-    fn switch_on(function: Function, bus: &mut Bus<'_>) -> Result<Self, &'static str> {
-        bus.assign(function)?;
+    /// Switches on the edu that `function` is.
+    ///
+    /// # Errors
+    ///
+    /// A reason if it cannot be placed.
+    pub fn switch_on(function: Function, bus: &mut Bus<'_>) -> Result<Self, &'static str> {
+        let edu = Self::place(function, bus)?;
         function.enable(COMMAND_BUS_MASTER);
+        Ok(edu)
+    }
+
+    /// Places the edu that `function` is, and leaves bus mastering as it is.
+    ///
+    /// # Errors
+    ///
+    /// A reason if the window is full.
+    pub fn place(function: Function, bus: &mut Bus<'_>) -> Result<Self, &'static str> {
+        bus.assign(function)?;
         let bar = function.bar_address(function.bars().next().ok_or("edu: no BAR")?);
         Ok(Self { function, intid: function.intx(bus.bridge), bar })
     }
@@ -80,8 +95,14 @@ impl Edu {
 
     /// Starts the prepared transfer.
     pub fn start(self, operation: Operation, interrupt: bool) {
+        let (register, command) = self.command(operation, interrupt);
         mem::barrier();
-        mem::write32(self.bar + register::DMA_COMMAND, operation.command(interrupt));
+        mem::write32(register, command);
+    }
+
+    /// The write that starts the prepared transfer: register and value.
+    pub fn command(self, operation: Operation, interrupt: bool) -> (u64, u32) {
+        (self.bar + register::DMA_COMMAND, operation.command(interrupt))
     }
 
     /// Whether a transfer is under way.

@@ -23,6 +23,8 @@ mod gic;
 #[cfg(target_os = "none")]
 mod interrupt;
 #[cfg(target_os = "none")]
+mod live;
+#[cfg(target_os = "none")]
 mod machine;
 #[cfg(target_os = "none")]
 mod pci;

@@ -10,6 +10,8 @@ use crate::machine::{Bridge, Machine};
 pub const ID: u64 = 0x00;
 /// Offset of the command register.
 pub const COMMAND: u64 = 0x04;
+/// Command register: the function decodes its I/O BARs.
+pub const COMMAND_IO: u16 = 1 << 0;
 /// Command register: the function decodes its memory BARs.
 pub const COMMAND_MEMORY: u16 = 1 << 1;
 /// Command register: the function may start DMA.
@@ -120,6 +122,11 @@ impl Function {
         let register = self.register(BAR0 + u64::from(bar.index) * 4);
         let high = if bar.is_64bit { mem::read32(register + 4) } else { 0 };
         u64::from(high) << 32 | u64::from(mem::read32(register) & !0xf)
+    }
+
+    /// Places the I/O BAR at `index` at a port that is a multiple of its size.
+    pub fn set_io_bar(self, index: u8, port: u64) {
+        mem::write32(self.register(BAR0 + u64::from(index) * 4), port as u32);
     }
 
     /// Its memory BARs.

@@ -4,6 +4,7 @@ mod check;
 mod cold;
 mod forger;
 mod irq;
+mod lineage;
 pub mod memory;
 mod probe;
 mod reborn;
@@ -34,6 +35,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
         "rogue" => rogue::run(machine),
         "forger" => forger::run(machine),
         "irq" => irq::run(machine),
+        "lineage" => lineage::run(machine),
         "probe" => probe::run(machine),
         "scenarios" => scenarios::run(machine),
         "smmu" => smmu::run(machine),

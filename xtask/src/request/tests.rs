@@ -55,6 +55,16 @@ fn a_kernel_replaces_the_demonstration_by_guest0() {
 }
 
 #[test]
+fn a_scenario_brings_what_it_needs() {
+    let request = request(&["--scenario", "e1000-kill"]).unwrap();
+    assert!(!request.demonstration && request.network && request.timeout.is_some());
+    assert_eq!(request.vms.len(), 1);
+    assert!(matches!(request.actions[0].when, When::Said { .. }));
+    assert!(refusal(&["--scenario", "nvme"]).contains("es1370, ohci"));
+    assert!(refusal(&["--scenario", "nvme-kill", "--native"]).contains("remove --native"));
+}
+
+#[test]
 fn an_older_machine_is_taken_where_the_stage_is_a_choice() {
     let any = request(&["--smmu-stage", "2"]).unwrap();
     assert_eq!((any.version, any.stages), (None, Some(Stages::Two)));
@@ -69,7 +79,7 @@ fn actions_come_in_the_order_of_time() {
     let actions: Vec<String> =
         request.actions.iter().map(|action| action.command.to_string()).collect();
     assert_eq!(actions, ["off victim", "kill rogue"]);
-    assert_eq!(request.actions[1].after, Duration::from_millis(2500));
+    assert_eq!(request.actions[1].when, When::After(Duration::from_millis(2500)));
 }
 
 #[test]
@@ -79,7 +89,7 @@ fn every_refusal_names_its_option() {
     std::fs::write(&large, vec![0; 3 << 20]).unwrap();
     let large = large.to_str().unwrap().to_owned();
     for (arguments, expected) in [
-        (&["--scenario", "x"][..], "--scenario x: this version has no scenarios"),
+        (&["--scenario", "x"][..], "--scenario x: there is no such one"),
         (&["--kernel", "/nonexistent"], "--kernel /nonexistent: "),
         (&["--kernel", &kernel, "--initrd", "/nonexistent"], "--initrd /nonexistent: "),
         (&["--append", "x"], "--append: it needs --kernel or --linux"),

@@ -14,6 +14,9 @@ use crate::report::{self, Report};
 use crate::testimony::{self, Armed, Leads, Op, Testimony, Tried};
 use crate::trace::{Stream, Trace};
 
+/// What a device of a built-in guest that leaves devices behind is given lies in one block of so many bytes.
+const ROOM: u64 = 16 * PAGE_SIZE;
+
 /// One row of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
@@ -406,6 +409,24 @@ impl<'a> Gatherer<'a> {
         }
     }
 
+    /// How many words of the canaries of `vm` a device changed, and where: those about the address that the device was
+    /// given, or all, if no other device was armed. Of others nobody knows who wrote them.
+    fn changed_canary(&self, vm: &Vm, armed: &[&Armed], all: Canary) -> (u64, Canary) {
+        let Some(said) = self.said(vm) else { return (0, all) };
+        let room = |address: u64| address / ROOM;
+        let changed = || said.canaries.iter().filter(|canary| canary.changed.is_some());
+        let near: Vec<_> = changed()
+            .filter(|canary| armed.iter().any(|armed| room(armed.address) == room(canary.page)))
+            .collect();
+        match near.first() {
+            Some(first) => {
+                (near.iter().map(|canary| canary.words).sum(), Canary::Changed(first.changed))
+            }
+            None if said.armed.len() == 1 => (changed().map(|canary| canary.words).sum(), all),
+            None => (0, Canary::None),
+        }
+    }
+
     /// Which of the words at the physical address `pa` are data of `vm`'s devices; `None` if nobody can
     /// tell.
     fn landed(&self, vm: &Vm, pa: u64, accesses: u64) -> Option<Vec<u64>> {
@@ -468,7 +489,12 @@ impl<'a> Gatherer<'a> {
             return;
         }
         let first = late().find_map(|(_, epoch)| epoch.first);
-        let (landed, canary) = self.late_canary(vm, &armed);
+        // A successor whose canaries cover all that was handed to it sees more than a look at the target can.
+        let (landed, canary) = match self.canaries_of(&vm.name) {
+            Canary::None => self.late_canary(vm, &armed),
+            Canary::Ok => (0, Canary::Ok),
+            changed => self.changed_canary(vm, &armed, changed),
+        };
         let tried = match armed.first() {
             Some(Armed { op: Op::Read, address, .. }) => format!("late read {address:#x}"),
             Some(Armed { op: Op::Write, address, .. }) => format!("late write {address:#x}"),

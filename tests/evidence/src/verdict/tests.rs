@@ -700,6 +700,25 @@ two sources: guests, QEMU trace     FAIL: 64 accesses of 00:02.0 edu to bystande
     }
 
     #[test]
+    fn a_successor_tells_which_device_wrote_where() {
+        let mut run = run();
+        for page in
+            ["0x40000000 changed=0x40006000 words=7", "0x40100000 changed=0x40100000 words=2"]
+        {
+            run.said.push(format!("[rogue] @canary page={page}"));
+        }
+        let allowed = |run: &Run| {
+            let table = run.judge().table().to_owned();
+            let late = table.lines().find(|line| line.contains("(dead)")).unwrap().to_owned();
+            late.split_whitespace().nth(6).unwrap().to_owned()
+        };
+        assert_eq!(allowed(&run), "7");
+        // No other device was armed, so it was this one.
+        run.say("op=write address=0x40006000", "op=write address=0x40206000");
+        assert_eq!(allowed(&run), "9");
+    }
+
+    #[test]
     fn a_guest_that_harms_nobody_passes() {
         let mut run = run();
         run.silence("address=0x40030000");

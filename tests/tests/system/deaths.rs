@@ -1,0 +1,77 @@
+//! Kernels that go and leave a device behind that does DMA by itself: their successors notice nothing of it.
+//!
+//! Here is one of each device and of most ways to go; `cargo xtask soak deaths` runs all combinations.
+
+use anyhow::Result;
+use platform::report::Cause;
+use tests::run::{Run, qemu};
+use xtask::exit::Exit;
+
+use crate::Test;
+
+pub const TESTS: &[Test] = &[
+    ("qemu::death_of_a_recorder_by_kexec", || named("es1370-kexec", Cause::MmuOff)),
+    ("qemu::death_with_the_smmu_switched_off", || named("shutdown-bypass", Cause::SmmuDisable)),
+    ("qemu::death_of_an_nvme_before_an_unaware_successor", || {
+        reset("unaware-successor", Cause::CrashKexec, "nvme", "flr")
+    }),
+    ("qemu::death_of_a_receiver_by_reset", || named("e1000-reset", Cause::SystemReset)),
+    ("qemu::death_of_a_virtio_disk_by_the_operator", || {
+        reset("virtio-blk-kill", Cause::Operator, "virtio-blk", "virtio")
+    }),
+    ("qemu::death_of_a_usb_controller_by_off", || named("ohci-off", Cause::SystemOff)),
+    ("qemu::native_death_of_an_nvme_overwrites_its_successor", native),
+];
+
+/// The StreamID of the device: it is in slot 2.
+const SOURCE: u32 = 0x10;
+
+/// Runs a scenario, and requires that a successor found all its canaries as it had planted them.
+fn survived(name: &str, cause: Cause) -> Result<Run> {
+    qemu(&["--scenario", name])?
+        .passed()?
+        .printed("[lineage] @generation number=1")?
+        .printed("[lineage] @canary page=0x40400000 ok")?
+        .printed("[lineage] @canary page=0x40e00000 ok")?
+        .holds("the first end was what it should be", |outcome| {
+            let vm = outcome.verdict.report.vm("lineage");
+            vm.is_some_and(|vm| vm.teardowns.first().is_some_and(|t| t.cause == cause))
+        })
+}
+
+/// A device that has no reset goes on: it is stopped, counted, and named on the console.
+fn named(name: &str, cause: Cause) -> Result<()> {
+    survived(name, cause)?.printed("late DMA: 00:02.0 (")?.holds(
+        "EL2 knew that it was armed, and stopped it",
+        |outcome| {
+            let stream = outcome.verdict.report.stream(SOURCE);
+            stream.is_some_and(|s| s.armed_at_close && s.stopped_after_teardown.count > 0)
+        },
+    )?;
+    Ok(())
+}
+
+/// A device that can be reset forgets what it was told, although the SMMU had let it have its buffers long before; its
+/// new owner gets it back working.
+fn reset(name: &str, cause: Cause, source: &str, how: &str) -> Result<()> {
+    survived(name, cause)?.printed(&format!("[lineage] @again source={source} works"))?.holds(
+        "EL2 knew that it was armed, and reset it",
+        |outcome| {
+            let report = &outcome.verdict.report;
+            let armed = report.stream(SOURCE).is_some_and(|stream| stream.armed_at_close);
+            let quiesced = report.vm("lineage").and_then(|vm| vm.teardowns.first());
+            let mut quiesced = quiesced.into_iter().flat_map(|teardown| &teardown.quiesced);
+            armed && quiesced.any(|q| q.address == "00:02.0" && q.how == how && q.clean)
+        },
+    )?;
+    Ok(())
+}
+
+/// On the bare machine the same reads land in memory that belongs to the next kernel by then.
+fn native() -> Result<()> {
+    qemu(&["--native", "--scenario", "nvme-kexec"])?
+        .ended_with(Exit::Fail)?
+        .printed("@generation number=1")?
+        .found("canary 0x40500000 changed")?;
+    Ok(())
+}
