@@ -6,8 +6,9 @@
 use heapless::Deque;
 use smmu::event::{Event, Words};
 
-/// The most events that wait: as many as fit the largest queue that a guest can have.
-const MAX_WAITING: usize = 256;
+/// The most events that wait: one more than the largest queue of a guest's has room for, so that a burst which fills
+/// that queue is told to the guest as an overflow and not lost in silence here.
+const MAX_WAITING: usize = 257;
 
 /// Events that wait, oldest first, each with the number of its SMMU.
 #[derive(Debug)]

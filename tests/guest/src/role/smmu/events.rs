@@ -2,7 +2,7 @@
 
 use super::expected::Difference;
 use super::{Check, Suite, Wires, count, memory};
-use crate::edu::{Edu, Operation, Transfer};
+use crate::edu::{BUFFER_SIZE, Edu, Operation, Transfer};
 use crate::role::refused;
 use crate::smmu::format::{OVERFLOW, cr0, event, gerror, irq_ctrl, register, ste};
 use crate::smmu::{Events, Pool, Registers, Smmu};
@@ -12,6 +12,8 @@ use crate::timer::{self, Deadline};
 const NOWHERE: u64 = 0x0b00_0000;
 /// Two accesses, which QEMU refuses one by one.
 const SIZE: u64 = 8;
+/// As many as one DMA can have.
+const STORM: u64 = BUFFER_SIZE;
 
 pub fn probe(
     suite: &Suite<'_>,
@@ -131,7 +133,20 @@ fn overflow(device: &Device<'_>, pool: &mut Pool, smmu: &mut Smmu) -> Result<(),
     timer::poll_every_ms(1, Deadline::after_ms(20), || false);
     check.same(small.next(registers), None);
     drop(check);
-    rebase(registers, &mut smmu.events)
+    rebase(registers, &mut smmu.events)?;
+    if device.suite.bare {
+        return Ok(());
+    }
+    // Whoever stands between the queue and the device may lose some, but has to say so.
+    let mut check = Check::new("the-largest-event-queue-overflows");
+    device.write(STORM)?;
+    let flagged = |prod: u32| (prod ^ registers.read(register::EVENTQ_CONS)) & OVERFLOW != 0;
+    let told = registers.poll(register::EVENTQ_PROD, flagged) && registers.errors() == 0;
+    check.that(told, format_args!("nobody said so, GERROR {:#x}", registers.errors()));
+    check.that(smmu.next_event().is_some(), format_args!("a full queue has no event"));
+    timer::poll_every_ms(1, Deadline::after_ms(20), || false);
+    smmu.drop_events();
+    Ok(())
 }
 
 /// A queue that cannot be written is `GERROR.EVENTQ_ABT_ERR`, and hurts nothing else.
