@@ -187,14 +187,21 @@ impl Trace {
             }
             Line::Failed { name, iova, event } => {
                 let Some(devfn) = line::devfn(name) else { return };
+                // A function that no line has named yet is on bus 0.
+                let sid = self.names.get(name).copied().unwrap_or(StreamId(devfn.into()));
+                // QEMU records a refusal before it looks at the same function's next access, unless the queue is off.
+                let untold = |refusal: &Refusal| refusal.devfn == devfn;
+                if let Some(at) = self.pending.iter().position(untold) {
+                    let refusal = self.pending.remove(at);
+                    self.refuse(sid, Some(refusal.iova), |epoch| epoch.unrecorded += 1);
+                }
                 if event.starts_with("SMMU_EVT_") {
                     if self.pending.len() == PENDING {
                         self.pending.remove(0);
                     }
                     self.pending.push(Refusal { devfn, event: event_name(event), iova });
                 } else {
-                    // No event follows. A function that no line has named yet is on bus 0.
-                    let sid = self.names.get(name).copied().unwrap_or(StreamId(devfn.into()));
+                    // No event follows.
                     self.refuse(sid, Some(iova), |epoch| epoch.unrecorded += 1);
                 }
             }
