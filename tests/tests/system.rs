@@ -6,6 +6,8 @@
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 
+#[path = "system/crash.rs"]
+mod crash;
 #[path = "system/deaths.rs"]
 mod deaths;
 #[path = "system/demonstration.rs"]
@@ -42,6 +44,7 @@ fn main() {
     });
     let tests = [
         demonstration::TESTS,
+        crash::TESTS,
         deaths::TESTS,
         harness::TESTS,
         machines::TESTS,
