@@ -21,6 +21,7 @@ const TESTS: &[Test] = &[
     ("kexec::10_crashes", || many("crash", &["crash,reboot"; 10], "crashkernel=256M")),
     ("kexec::10_reboots", || many("reboot", &["reboot"; 10], "")),
     ("kexec::crash_policies", crash_policies),
+    ("kexec::without_shutdown", without_shutdown),
     ("native::kexec_crash_and_reboot", native_lives),
     ("native::kexec_without_shutdown", native_no_shutdown),
     ("native::unaware_and_u_boot", native_unaware),
@@ -93,6 +94,21 @@ fn crash_policies() -> Result<()> {
             causes.filter(|cause| *cause == Cause::CrashKexec).count() == 2
         })?;
     }
+    Ok(())
+}
+
+/// A kernel whose SMMU driver does nothing at its end starts another one.
+fn without_shutdown() -> Result<()> {
+    lives::without_shutdown(lives::GUEST)?
+        .holds("the third life finds an SMMU as after reset", |outcome| {
+            !outcome.console.iter().any(|line| line.contains(lives::FOUND_ENABLED))
+        })?
+        .holds("nobody but EL2 closed the second life's streams", |outcome| {
+            // The third life's driver is as it was.
+            let causes = lives::causes(outcome, "linux");
+            let count = |wanted| causes.iter().filter(|cause| **cause == wanted).count();
+            count(Cause::SmmuDisable) == 2 && count(Cause::CrashKexec) == 1
+        })?;
     Ok(())
 }
 

@@ -72,6 +72,7 @@ const TESTS: &[&str] = &[
     "kexec::10_crashes",
     "kexec::10_reboots",
     "kexec::crash_policies",
+    "kexec::without_shutdown",
     "native::kexec_crash_and_reboot",
     "native::kexec_without_shutdown",
     "native::unaware_and_u_boot",

@@ -2,8 +2,10 @@
 
 use anyhow::{Context, Result};
 use evidence::testimony::Other;
+use platform::report::Cause;
 use xtask::linux::GuestFile;
 use xtask::request::Request;
+use xtask::run::Outcome;
 use xtask::setup::Flavor;
 use xtask::vm::Content;
 use xtask::{prepare, run};
@@ -117,4 +119,10 @@ fn add_file(request: &mut Request, file: GuestFile) {
     if let Content::Linux { extra, .. } = &mut request.vms[0].content {
         extra.files.push(file);
     }
+}
+
+/// What ended the lives of a VM, in order.
+pub fn causes(outcome: &Outcome, vm: &str) -> Vec<Cause> {
+    let vm = outcome.verdict.report.vm(vm);
+    vm.iter().flat_map(|vm| &vm.teardowns).map(|teardown| teardown.cause).collect()
 }

@@ -5,7 +5,6 @@ use platform::bundle::OnCrashKexec;
 use platform::report::Cause;
 use tests::linux::{Stage, add, add_bystander, lives, machine};
 use tests::run::boot;
-use xtask::run::Outcome;
 use xtask::setup::Flavor;
 
 use crate::Test;
@@ -13,7 +12,6 @@ use crate::Test;
 /// One of each; `cargo xtask soak kexec`, `load` and `native` repeat them, longer and on the bare machine.
 pub const TESTS: &[Test] = &[
     ("linux::lives_by_kexec_crash_and_reboot", each_way),
-    ("linux::lives_by_kexec_without_shutdown", without_shutdown),
     ("linux::who_knows_no_smmu_has_its_disks", unaware),
     ("linux::a_preserving_crash_leaves_the_stream_table", adopt),
     ("linux::cpus_and_drivers_come_and_go", hotplug),
@@ -26,26 +24,13 @@ fn each_way() -> Result<()> {
     add_bystander(&mut request, Flavor::Cloud6_1)?;
     lives::came_each_way(boot(&request)?)?
         .holds("each end is a teardown", |outcome| {
-            let mut causes = causes(outcome, "linux").into_iter();
+            let mut causes = lives::causes(outcome, "linux").into_iter();
             [Cause::SmmuDisable, Cause::CrashKexec, Cause::SystemReset, Cause::SystemOff]
                 .iter()
                 .all(|wanted| causes.any(|cause| cause == *wanted))
         })?
         .holds("the other VM has one, at the end", |outcome| {
-            causes(outcome, "bystander") == [Cause::Operator]
-        })?;
-    Ok(())
-}
-
-fn without_shutdown() -> Result<()> {
-    lives::without_shutdown(lives::GUEST)?
-        .holds("the third life finds an SMMU as after reset", |outcome| {
-            !outcome.console.iter().any(|line| line.contains(lives::FOUND_ENABLED))
-        })?
-        .holds("nobody but EL2 closed the second life's streams", |outcome| {
-            // The third life's driver is as it was.
-            let count = |wanted| causes(outcome, "linux").iter().filter(|c| **c == wanted).count();
-            count(Cause::SmmuDisable) == 2 && count(Cause::CrashKexec) == 1
+            lives::causes(outcome, "bystander") == [Cause::Operator]
         })?;
     Ok(())
 }
@@ -69,7 +54,7 @@ fn hotplug() -> Result<()> {
         .printed("@check drivers rounds=10 ok")?
         .printed("@check rescan ok")?
         .holds("the only teardown is the one at the end", |outcome| {
-            causes(outcome, "linux") == [Cause::SmmuDisable, Cause::SystemOff]
+            lives::causes(outcome, "linux") == [Cause::SmmuDisable, Cause::SystemOff]
         })?;
     Ok(())
 }
@@ -83,10 +68,4 @@ fn load() -> Result<()> {
         .printed("[other] @check fio")?
         .holds("no event was dropped", |outcome| outcome.verdict.report.dropped() == 0)?;
     Ok(())
-}
-
-/// What ended the lives of a VM, in order.
-fn causes(outcome: &Outcome, vm: &str) -> Vec<Cause> {
-    let vm = outcome.verdict.report.vm(vm);
-    vm.iter().flat_map(|vm| &vm.teardowns).map(|teardown| teardown.cause).collect()
 }
