@@ -251,7 +251,7 @@ mod tests {
     }
 
     fn any_stage1() -> impl Strategy<Value = Stage1Config> {
-        (1_u64..4, 0_u8..2, 0_u8..2).prop_map(|(context, inner, shareability)| Stage1Config {
+        (1_u64..4, 0_u8..2, 2_u8..4).prop_map(|(context, inner, shareability)| Stage1Config {
             context: Ipa::new(context << 12),
             inner,
             outer: 1,
