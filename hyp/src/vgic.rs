@@ -504,7 +504,10 @@ impl<P: PhysicalGic> Vgic<P> {
         } else if !interrupt.active {
             interrupt.activate(interrupt.priority, interrupt.group1);
             interrupt.acknowledged = false;
-            interrupt.home = Some(home as u8);
+            // A list register that just came back may have been that of another vCPU.
+            if let Some(old) = interrupt.home.replace(home as u8) {
+                self.cpus[old as usize].here.set(id.intid, false);
+            }
         }
         self.refresh(id);
     }

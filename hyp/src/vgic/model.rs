@@ -355,6 +355,11 @@ impl Machine {
                 assert_eq!(lr >> 32 & 0x1dff, 0, "reserved");
             }
             assert_eq!(priority(lr) & 7, 0, "implemented priority bits");
+            let elsewhere = self.cpus.iter().enumerate().any(|(other, cpu)| {
+                let held = |&l: &u64| state(l) != 0 && intid(l) == intid(lr);
+                other != vcpu && self.inside[other] && cpu.lr.iter().any(held)
+            });
+            assert!(intid(lr) < 32 || !elsewhere, "SPI {} on two vCPUs at once", intid(lr));
         }
     }
 

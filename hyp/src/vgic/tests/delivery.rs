@@ -597,6 +597,25 @@ fn an_active_state_that_was_written_belongs_to_the_right_vcpu() {
 }
 
 #[test]
+fn an_active_state_that_was_written_is_on_one_vcpu_only() {
+    let mut machine = Machine::running(2, 1);
+    machine.exit(0, |vgic, _| vgic.set_line(UART, true));
+    assert_eq!(machine.take(0), Some(UART));
+    machine.route(0, UART, 1);
+    machine.exit(0, |vgic, _| vgic.set_line(UART, false));
+    machine.settle();
+    // Nobody waits for this end: vCPU 0 still has it loaded when vCPU 1, its new home, makes it active.
+    machine.finish(0, UART);
+    machine.set_bit(1, 0, UART, ISACTIVER);
+    machine.settle();
+    assert!(machine.cpus[0].lr.iter().all(|lr| lr >> 62 == 0), "{:x?}", machine.cpus[0].lr);
+    assert!(machine.cpus[1].lr.iter().any(|lr| lr >> 62 == 2), "{:x?}", machine.cpus[1].lr);
+    machine.set_bit(1, 0, UART, ICACTIVER);
+    machine.settle();
+    assert!(machine.is_idle());
+}
+
+#[test]
 fn dir_without_split_eoi_is_ignored() {
     let mut machine = Machine::running(2, 4);
     machine.drive(LEVEL, true);
