@@ -20,8 +20,14 @@ const IMAGE_TEXT: u64 = 208 << 10;
 const SMMU_TEXT: u64 = 48 << 10;
 
 /// Tests that an interpreter would take minutes for, by the start of their names.
-const MIRI_SKIPS: [&str; 4] =
-    ["device::", "teardown::", "guest::", "stage2::tests::tables_mean_what"];
+const MIRI_SKIPS: [&str; 6] = [
+    "device::",
+    "teardown::",
+    "guest::",
+    "stage2::tests::tables_mean_what",
+    "bundle::",
+    "dt::tests",
+];
 
 /// Runs every check, whatever the earlier ones say; counts tests and steps together.
 ///
