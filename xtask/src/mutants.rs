@@ -2,8 +2,8 @@
 //!
 //! cargo-mutants changes one expression or function at a time, in a copy of the last commit, and runs the crate's own
 //! tests; what survives them is tried against the model's as well. A shard is some of the mutants of one file: each that
-//! is done is kept in `tests/soak/mutants.json` with the version of the crate that it is of, and does not run again for
-//! that version. A survivor that changes nothing that matters is explained in `tests/soak/survivors.md`.
+//! is done is kept in `tests/soak/mutants.json` with the version of the file that it is of, and does not run again until
+//! that file changes or it has survivors that nobody explained. A survivor that changes nothing that matters is explained in `tests/soak/survivors.md`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ struct Results {
 /// What became of a shard's mutants.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 struct Shard {
-    /// Git's name for the crate's tree and the model's that the result is of.
+    /// Git's name for the file's content that the result is of.
     version: String,
     /// Mutants that compile.
     viable: usize,
@@ -61,11 +61,6 @@ pub fn run(options: &setup::Options) -> Result<Tally> {
         return Err(bad_input("smmu or tests/model has uncommitted changes: commit them first"));
     }
     let program = tool::subcommand("cargo-mutants", options)?;
-    let version = format!(
-        "{} {}",
-        git(&["rev-parse", "--short=12", "HEAD:smmu"])?,
-        git(&["rev-parse", "--short=12", "HEAD:tests/model"])?
-    );
     let folder = workspace::target_folder().join("mutants");
     let tree = copy(&folder)?;
     let path = workspace::root().join(RESULTS);
@@ -82,18 +77,21 @@ pub fn run(options: &setup::Options) -> Result<Tally> {
     let mut tally = Tally::default();
     let shards = mutants.shards()?;
     // What is no shard any more does not count.
-    results.shards.retain(|name, shard| shards.contains_key(name) && shard.version == version);
+    results.shards.retain(|name, _| shards.contains_key(name));
     for (name, (file, shard)) in &shards {
-        if !results.shards.contains_key(name) {
-            let found = Shard { version: version.clone(), ..mutants.test(file, shard)? };
+        let version = git(&["rev-parse", "--short=12", &format!("HEAD:{file}")])?;
+        let known = results.shards.get(name).is_some_and(|known| {
+            known.version == version && unexplained(known, &explained).is_empty()
+        });
+        if !known {
+            let found = Shard { version, ..mutants.test(file, shard)? };
             results.shards.insert(name.clone(), found);
             results.summary = summary(&results.shards, shards.len());
             let text = serde_json::to_string_pretty(&results)? + "\n";
             std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
         }
         let known = &results.shards[name];
-        let unexplained: Vec<&String> =
-            known.survivors.iter().filter(|survivor| !explained.contains(*survivor)).collect();
+        let unexplained = unexplained(known, &explained);
         println!("{name}: {} of {} caught", known.caught, known.viable);
         for survivor in &unexplained {
             println!("    not explained in {EXPLANATIONS}: {survivor}");
@@ -105,6 +103,11 @@ pub fn run(options: &setup::Options) -> Result<Tally> {
     let enough = is_enough(&results.shards);
     tally.add(Tally { passed: enough.into(), failed: (!enough).into() });
     Ok(tally)
+}
+
+/// The survivors that the text has no explanation of.
+fn unexplained<'a>(shard: &'a Shard, explained: &str) -> Vec<&'a String> {
+    shard.survivors.iter().filter(|survivor| !explained.contains(*survivor)).collect()
 }
 
 fn totals(shards: &BTreeMap<String, Shard>) -> (usize, usize) {
