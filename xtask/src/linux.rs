@@ -27,7 +27,7 @@ mod initramfs;
 mod modules;
 mod program;
 
-pub use disk::{Bus, Disk};
+pub use disk::{Bus, Disk, LastWrite};
 pub use initramfs::GuestFile;
 
 use initramfs::Initramfs;

@@ -15,10 +15,11 @@ use evidence::report::Collector;
 use evidence::timeline;
 use evidence::{Case, Testimony, Trace, Verdict, trace, verdict};
 use platform::operator::Command;
-use platform::report::Name;
+use platform::report::{Cause, Name};
 
 use crate::exit::{Exit, bad_input};
 use crate::frames;
+use crate::linux::LastWrite;
 use crate::machine::RAM_BASE;
 use crate::prepare::{self, Prepared};
 use crate::request::{Request, When};
@@ -70,7 +71,11 @@ pub fn run(request: &Request) -> Result<Outcome> {
 pub fn run_prepared(request: &Request, prepared: &Prepared) -> Result<Outcome> {
     let recorded = record(request, prepared)?;
     let mut host = recorded.host;
-    host.extend(prepared.disks.iter().filter_map(|disk| disk.check().err()));
+    let (report, _) = recorded.report.finish();
+    host.extend(prepared.disks.iter().filter_map(|disk| {
+        let vm = prepared.facts.vms.get(disk.vm).and_then(|vm| report.vm(&vm.name));
+        disk.check(last_write(vm)).err()
+    }));
     let ram = RamFile { path: prepared.machine.memory_file.clone(), base: RAM_BASE };
     let verdict = verdict::judge(&Case {
         machine: &prepared.facts,
@@ -93,6 +98,14 @@ pub fn run_prepared(request: &Request, prepared: &Prepared) -> Result<Outcome> {
     };
     let Recorded { testimony, trace, console, duration, .. } = recorded;
     Ok(Outcome { exit, verdict, testimony, trace, console, duration })
+}
+
+/// How far a VM came with what it writes to its disks: whoever is ended by others may be in the middle of it.
+fn last_write(vm: Option<&evidence::report::Vm>) -> LastWrite {
+    match vm.and_then(|vm| vm.teardowns.last()) {
+        Some(last) if last.cause == Cause::Operator => LastWrite::CutShort,
+        _ => LastWrite::Done,
+    }
 }
 
 /// Puts a picture of each teardown beside the report at `path`: `NAME.VM.NUMBER.svg`.
