@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use crate::builtin;
 use crate::bundle::{self, Payload};
 use crate::catalog::{Catalog, MachineVersion, NESTED_SINCE, NEWEST_WITH_CHOICE};
+use crate::device::DeviceArg;
 use crate::exit::bad_input;
 use crate::frames::Wire;
 use crate::image::{self, Package};
@@ -27,6 +28,8 @@ use crate::vm::{Content, LINEAGE, ROGUE};
 const HYPERVISOR_TABLES: u64 = 8 * MIB;
 /// The first QEMU whose SMMU has both stages.
 const NESTED_QEMU: (u32, u32) = (9, 1);
+/// The first QEMU whose NVMe device does without shadow doorbells where it is told to.
+const SHADOW_DOORBELLS_OPTIONAL: Version = Version(10, 0, 0);
 
 /// A run that can start.
 #[derive(Debug)]
@@ -128,7 +131,7 @@ pub fn prepare(request: &Request) -> Result<Prepared> {
         its: request.its,
         icount: request.icount,
         gdb: request.gdb,
-        devices: devices(&plan, &disks),
+        devices: devices(&plan, &disks, qemu.version),
         backends: backends(request, &disks),
         extra: request.extra.clone(),
         boot,
@@ -282,17 +285,29 @@ fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The devices in the order of QEMU's command line; a disk's device gets the serial number that its guest knows it by.
-fn devices(plan: &Plan, disks: &[linux::Disk]) -> Vec<crate::device::DeviceArg> {
+/// The devices in the order of QEMU's command line.
+fn devices(plan: &Plan, disks: &[linux::Disk], qemu: Version) -> Vec<DeviceArg> {
     let on_pci = plan.devices.iter().map(|placed| {
         let mut device = placed.device.clone();
         let disk = disks.iter().find(|disk| device.get("drive") == Some(&disk.bus.node(disk.vm)));
         if let Some(disk) = disk {
-            device.set("serial", disk.serial);
+            finish_disk(&mut device, disk, qemu);
         }
         device
     });
     on_pci.chain(plan.others.iter().cloned()).collect()
+}
+
+/// Gives a disk's device the serial number that its guest knows it by, and an NVMe no shadow doorbells.
+///
+/// With them QEMU's `nvme_post_cqes` tells the guest's driver an event index that is one update old. If the driver moves
+/// the head between that and its next look, neither rings, and an INTx line stays up with an empty queue until the next
+/// command: at times for 100,000 interrupts, when Linux gives the line up ("nobody cared").
+fn finish_disk(device: &mut DeviceArg, disk: &linux::Disk, qemu: Version) {
+    device.set("serial", disk.serial);
+    if disk.bus == linux::Bus::Nvme && qemu >= SHADOW_DOORBELLS_OPTIONAL {
+        device.set("dbcs", "off");
+    }
 }
 
 fn backends(request: &Request, disks: &[linux::Disk]) -> Vec<(&'static str, String)> {
@@ -389,6 +404,28 @@ mod tests {
         assert_eq!(smmu(None, Some(Stages::Two), OLD).unwrap(), (None, Some(Stages::Two)));
         let refused = smmu(None, Some(Stages::Nested), OLD).unwrap_err().to_string();
         assert!(refused.contains("QEMU 8.2.2 has one stage: use --smmu-stage 2"), "{refused}");
+    }
+
+    #[test]
+    fn an_nvme_has_no_shadow_doorbells_where_qemu_can_do_without() {
+        let disk = |bus| linux::Disk {
+            name: "disk",
+            bus,
+            vm: 0,
+            serial: "number",
+            image: PathBuf::new(),
+            half: 0,
+            digests: [[0; 32]; 2],
+        };
+        let finished = |bus, qemu| {
+            let mut device = DeviceArg::new("driver", &[]);
+            finish_disk(&mut device, &disk(bus), qemu);
+            assert_eq!(device.get("serial"), Some("number"));
+            device.get("dbcs").map(str::to_owned)
+        };
+        assert_eq!(finished(linux::Bus::Nvme, Version(10, 0, 2)).as_deref(), Some("off"));
+        assert_eq!(finished(linux::Bus::Nvme, Version(9, 2, 0)), None);
+        assert_eq!(finished(linux::Bus::VirtioBlk, Version(10, 0, 2)), None);
     }
 
     #[test]
