@@ -1,9 +1,11 @@
 //! Commands (chapter 4): what the driver asks of the SMMU, 16 bytes each.
 
 use crate::addr::{Iova, Ipa, StreamId, Vmid};
+use crate::format::command as layout;
 
+/// Declares what the driver issues: each with its layout, which has its number, and its name.
 macro_rules! opcodes {
-    ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal;)*) => {
+    ($($(#[$doc:meta])* $variant:ident = $layout:ident, $name:expr;)*) => {
         /// What a command does, without its operands.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Opcode {
@@ -23,7 +25,7 @@ macro_rules! opcodes {
 
             const fn code(self) -> u64 {
                 match self {
-                    $(Self::$variant => $code,)*
+                    $(Self::$variant => layout::$layout::CODE as u64,)*
                 }
             }
         }
@@ -32,31 +34,31 @@ macro_rules! opcodes {
 
 opcodes! {
     /// Section 4.3.1.
-    CfgiSte = 0x03, "CMD_CFGI_STE";
+    CfgiSte = CfgiSte, layout::CfgiSte::NAME;
     /// Section 4.3.2.
-    CfgiSteRange = 0x04, "CMD_CFGI_STE_RANGE";
+    CfgiSteRange = CfgiSteRange, layout::CfgiSteRange::NAME;
     /// Section 4.3.6: a range of everything.
-    CfgiAll = 0x04, "CMD_CFGI_ALL";
+    CfgiAll = CfgiSteRange, "CMD_CFGI_ALL";
     /// Section 4.3.3.
-    CfgiCd = 0x05, "CMD_CFGI_CD";
+    CfgiCd = CfgiCd, layout::CfgiCd::NAME;
     /// Section 4.3.4.
-    CfgiCdAll = 0x06, "CMD_CFGI_CD_ALL";
+    CfgiCdAll = CfgiCdAll, layout::CfgiCdAll::NAME;
     /// Section 4.4.2.1.
-    TlbiNhAll = 0x10, "CMD_TLBI_NH_ALL";
+    TlbiNhAll = TlbiNhAll, layout::TlbiNhAll::NAME;
     /// Section 4.4.2.2.
-    TlbiNhAsid = 0x11, "CMD_TLBI_NH_ASID";
+    TlbiNhAsid = TlbiNhAsid, layout::TlbiNhAsid::NAME;
     /// Section 4.4.2.4.
-    TlbiNhVa = 0x12, "CMD_TLBI_NH_VA";
+    TlbiNhVa = TlbiNhVa, layout::TlbiNhVa::NAME;
     /// Section 4.4.2.3.
-    TlbiNhVaa = 0x13, "CMD_TLBI_NH_VAA";
+    TlbiNhVaa = TlbiNhVaa, layout::TlbiNhVaa::NAME;
     /// Section 4.4.3.2.
-    TlbiS12Vmall = 0x28, "CMD_TLBI_S12_VMALL";
+    TlbiS12Vmall = TlbiS12Vmall, layout::TlbiS12Vmall::NAME;
     /// Section 4.4.3.1.
-    TlbiS2Ipa = 0x2a, "CMD_TLBI_S2_IPA";
+    TlbiS2Ipa = TlbiS2Ipa, layout::TlbiS2Ipa::NAME;
     /// Section 4.4.4.1.
-    TlbiNsnhAll = 0x30, "CMD_TLBI_NSNH_ALL";
+    TlbiNsnhAll = TlbiNsnhAll, layout::TlbiNsnhAll::NAME;
     /// Section 4.7.3.
-    Sync = 0x46, "CMD_SYNC";
+    Sync = Sync, layout::Sync::NAME;
 }
 
 /// How many addresses a TLB invalidation names (section 4.4.1.1), in 4 KiB pages.

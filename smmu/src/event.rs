@@ -5,8 +5,56 @@ use crate::addr::{Iova, Ipa, StreamId};
 /// An event record as memory holds it.
 pub type Words = [u64; 4];
 
+/// The one list of kinds: `then` gets it, behind what else it wants to know.
+macro_rules! each_kind {
+    ($then:ident $($head:tt)*) => {
+        $then! { $($head)* {
+            /// Section 7.3.2: a kind of transaction that the SMMU does not support.
+            UnsupportedTransaction = 0x01, "F_UUT";
+            /// Section 7.3.3: no STE can be found for the StreamID.
+            BadStreamId = 0x02, "C_BAD_STREAMID";
+            /// Section 7.3.4: the STE could not be read.
+            SteFetch = 0x03, "F_STE_FETCH";
+            /// Section 7.3.5: the STE is invalid.
+            BadSte = 0x04, "C_BAD_STE";
+            /// Section 7.3.6: an ATS request that is not allowed.
+            BadAtsRequest = 0x05, "F_BAD_ATS_TREQ";
+            /// Section 7.3.7: a transaction without substream where they are required.
+            StreamDisabled = 0x06, "F_STREAM_DISABLED";
+            /// Section 7.3.8: a translated transaction where ATS is off.
+            TranslationForbidden = 0x07, "F_TRANSL_FORBIDDEN";
+            /// Section 7.3.9: no CD can be found for the substream.
+            BadSubstreamId = 0x08, "C_BAD_SUBSTREAMID";
+            /// Section 7.3.10: the CD could not be read.
+            CdFetch = 0x09, "F_CD_FETCH";
+            /// Section 7.3.11: the CD is invalid.
+            BadCd = 0x0a, "C_BAD_CD";
+            /// Section 7.3.12: a translation table could not be read.
+            WalkAbort = 0x0b, "F_WALK_EABT";
+            /// Section 7.3.13: nothing is mapped there.
+            Translation = 0x10, "F_TRANSLATION";
+            /// Section 7.3.14: an address is too large.
+            AddressSize = 0x11, "F_ADDR_SIZE";
+            /// Section 7.3.15: the access flag is clear.
+            Access = 0x12, "F_ACCESS";
+            /// Section 7.3.16: not allowed there.
+            Permission = 0x13, "F_PERMISSION";
+            /// Section 7.3.17: two TLB entries matched.
+            TlbConflict = 0x20, "F_TLB_CONFLICT";
+            /// Section 7.3.18: two configuration cache entries matched.
+            ConfigConflict = 0x21, "F_CFG_CONFLICT";
+            /// Section 7.3.19: a hint that pages will be wanted.
+            PageRequest = 0x24, "E_PAGE_REQUEST";
+            /// Section 7.3.20: the VM structure could not be read.
+            VmsFetch = 0x25, "F_VMS_FETCH";
+        } }
+    };
+}
+
+pub(crate) use each_kind;
+
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal;)*) => {
+    ({ $($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal;)* }) => {
         /// What happened.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Kind {
@@ -35,46 +83,7 @@ macro_rules! kinds {
     };
 }
 
-kinds! {
-    /// Section 7.3.2: a kind of transaction that the SMMU does not support.
-    UnsupportedTransaction = 0x01, "F_UUT";
-    /// Section 7.3.3: no STE can be found for the StreamID.
-    BadStreamId = 0x02, "C_BAD_STREAMID";
-    /// Section 7.3.4: the STE could not be read.
-    SteFetch = 0x03, "F_STE_FETCH";
-    /// Section 7.3.5: the STE is invalid.
-    BadSte = 0x04, "C_BAD_STE";
-    /// Section 7.3.6: an ATS request that is not allowed.
-    BadAtsRequest = 0x05, "F_BAD_ATS_TREQ";
-    /// Section 7.3.7: a transaction without substream where they are required.
-    StreamDisabled = 0x06, "F_STREAM_DISABLED";
-    /// Section 7.3.8: a translated transaction where ATS is off.
-    TranslationForbidden = 0x07, "F_TRANSL_FORBIDDEN";
-    /// Section 7.3.9: no CD can be found for the substream.
-    BadSubstreamId = 0x08, "C_BAD_SUBSTREAMID";
-    /// Section 7.3.10: the CD could not be read.
-    CdFetch = 0x09, "F_CD_FETCH";
-    /// Section 7.3.11: the CD is invalid.
-    BadCd = 0x0a, "C_BAD_CD";
-    /// Section 7.3.12: a translation table could not be read.
-    WalkAbort = 0x0b, "F_WALK_EABT";
-    /// Section 7.3.13: nothing is mapped there.
-    Translation = 0x10, "F_TRANSLATION";
-    /// Section 7.3.14: an address is too large.
-    AddressSize = 0x11, "F_ADDR_SIZE";
-    /// Section 7.3.15: the access flag is clear.
-    Access = 0x12, "F_ACCESS";
-    /// Section 7.3.16: not allowed there.
-    Permission = 0x13, "F_PERMISSION";
-    /// Section 7.3.17: two TLB entries matched.
-    TlbConflict = 0x20, "F_TLB_CONFLICT";
-    /// Section 7.3.18: two configuration cache entries matched.
-    ConfigConflict = 0x21, "F_CFG_CONFLICT";
-    /// Section 7.3.19: a hint that pages will be wanted.
-    PageRequest = 0x24, "E_PAGE_REQUEST";
-    /// Section 7.3.20: the VM structure could not be read.
-    VmsFetch = 0x25, "F_VMS_FETCH";
-}
+each_kind!(kinds);
 
 impl Kind {
     /// How many kinds there are, all unknown ones counted as one.

@@ -3,7 +3,8 @@
 //!
 //! What this crate writes for its guests is far less, and has types of its own that cannot say more:
 //! [`crate::ste::Ste`], [`crate::cmd::Command`], [`crate::guest`]. This is for those who are on the other side of
-//! an SMMU, or watch one: drivers of bare-metal guests, models, fuzzers. Nothing here is in the hypervisor's image.
+//! an SMMU, or watch one: drivers of bare-metal guests, models, fuzzers. The hypervisor's image has nothing of it but
+//! the numbers and names of the commands that it issues.
 //!
 //! Encoding is total: a value that is too wide stays inside its field. Decoding is strict: a reserved encoding or a
 //! set bit outside every field is [`Reserved`], also where an SMMU would not look. So whatever decodes is encoded
@@ -171,6 +172,11 @@ fn expect_zero(rest: &[u64]) -> Result<(), Reserved> {
     }
 }
 
+/// Whether one of sixteen permissions of stage 2, four bits each, is reserved (`S2POI`, `S2PII`).
+fn has_reserved_permission(permissions: u64) -> bool {
+    (0..16).any(|index| matches!(permissions >> (4 * index) & 0xf, 0b0001 | 0b0101))
+}
+
 /// Declares a structure of `words` 64-bit words with its fields, their types, names and bits. `check` says which
 /// combination is reserved, by the field that makes it so.
 macro_rules! structure {
@@ -232,6 +238,80 @@ macro_rules! structure {
     };
 }
 
+/// Declares what comes in kinds that the low byte of the first word tells apart: each with its section, its number
+/// and its name, after the structure that has the rest of its `words` words.
+macro_rules! numbered {
+    (
+        $(#[$doc:meta])*
+        $name:ident: $words:literal {
+            $($(#[$kind_doc:meta])* $kind:ident = $code:literal, $label:literal;)*
+        }
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$kind_doc])* $kind($kind),)*
+        }
+
+        impl $name {
+            /// The numbers and names of all of them.
+            pub const ALL: &'static [(u8, &'static str)] = &[$(($code, $label)),*];
+
+            /// Its number.
+            pub const fn code(&self) -> u8 {
+                match self {
+                    $(Self::$kind(_) => $code,)*
+                }
+            }
+
+            /// Its name in the specification.
+            pub const fn name(&self) -> &'static str {
+                match self {
+                    $(Self::$kind(_) => $label,)*
+                }
+            }
+
+            /// Returns the words that say this.
+            pub fn encode(&self) -> [u64; $words] {
+                let mut words = match self {
+                    $(Self::$kind(rest) => rest.encode(),)*
+                };
+                words[0] |= u64::from(self.code());
+                words
+            }
+
+            /// Returns what the words say.
+            ///
+            /// # Errors
+            ///
+            /// [`Reserved`](crate::format::Reserved).
+            pub fn decode(words: &[u64; $words]) -> Result<Self, $crate::format::Reserved> {
+                let mut rest = *words;
+                rest[0] &= !0xff;
+                match words[0] as u8 {
+                    $($code => $kind::decode(&rest).map(Self::$kind),)*
+                    number => Err($crate::format::Reserved::Number(number)),
+                }
+            }
+        }
+
+        $(
+            impl $kind {
+                /// Its number.
+                pub const CODE: u8 = $code;
+                /// Its name in the specification.
+                pub const NAME: &'static str = $label;
+            }
+
+            impl From<$kind> for $name {
+                fn from(kind: $kind) -> Self {
+                    Self::$kind(kind)
+                }
+            }
+        )*
+    };
+}
+
 /// Declares what the encodings of a field mean; any other is reserved. The first is the default.
 macro_rules! encoding {
     (
@@ -274,7 +354,7 @@ macro_rules! encoding {
     };
 }
 
-use {encoding, structure};
+use {encoding, numbered, structure};
 
 encoding! {
     /// How an access to a table is cached, in an inner or an outer cache (`S1CIR`, `S2IR0`, `IR0` and their like).

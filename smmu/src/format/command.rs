@@ -1,7 +1,7 @@
 //! Commands of the Non-secure queue (chapter 4).
 
 use crate::addr::{StreamId, Vmid};
-use crate::format::{Address, Reserved, Shareability, encoding, structure};
+use crate::format::{Address, Shareability, encoding, numbered, structure};
 
 encoding! {
     /// The granule of the tables that a TLB invalidation is about (`TG`, section 4.4.1.1).
@@ -82,112 +82,60 @@ macro_rules! by_address {
     };
 }
 
-/// Declares all commands, each with its section, number and operands.
-macro_rules! commands {
-    ($($(#[$doc:meta])* $name:ident = $code:literal, $label:literal;)*) => {
-        /// A command.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Command {
-            $($(#[$doc])* $name($name),)*
-        }
-
-        impl Command {
-            /// The numbers and names of all of them.
-            pub const ALL: &'static [(u8, &'static str)] = &[$(($code, $label)),*];
-
-            /// Its number.
-            pub const fn code(&self) -> u8 {
-                match self {
-                    $(Self::$name(_) => $code,)*
-                }
-            }
-
-            /// Its name in the specification.
-            pub const fn name(&self) -> &'static str {
-                match self {
-                    $(Self::$name(_) => $label,)*
-                }
-            }
-
-            /// Returns the words that say this.
-            pub fn encode(&self) -> [u64; 2] {
-                let [low, high] = match self {
-                    $(Self::$name(operands) => operands.encode(),)*
-                };
-                [low | u64::from(self.code()), high]
-            }
-
-            /// Returns what the words say.
-            ///
-            /// # Errors
-            ///
-            /// [`Reserved`].
-            pub fn decode(&[low, high]: &[u64; 2]) -> Result<Self, Reserved> {
-                let operands = [low & !0xff, high];
-                match low as u8 {
-                    $($code => $name::decode(&operands).map(Self::$name),)*
-                    number => Err(Reserved::Number(number)),
-                }
-            }
-        }
-
-        $(impl From<$name> for Command {
-            fn from(operands: $name) -> Self {
-                Self::$name(operands)
-            }
-        })*
-    };
-}
-
-commands! {
-    /// Section 4.2.1: fetch a stream's configuration before it is needed.
-    PrefetchConfig = 0x01, "CMD_PREFETCH_CONFIG";
-    /// Section 4.2.2: fetch translations, too.
-    PrefetchAddr = 0x02, "CMD_PREFETCH_ADDR";
-    /// Section 4.3.1: forget an STE.
-    CfgiSte = 0x03, "CMD_CFGI_STE";
-    /// Section 4.3.2: forget a group of STEs; section 4.3.6, `CMD_CFGI_ALL`: everything.
-    CfgiSteRange = 0x04, "CMD_CFGI_STE_RANGE";
-    /// Section 4.3.3: forget a CD.
-    CfgiCd = 0x05, "CMD_CFGI_CD";
-    /// Section 4.3.4: forget all CDs of a stream.
-    CfgiCdAll = 0x06, "CMD_CFGI_CD_ALL";
-    /// Section 4.3.5: forget a VM's memory partitions.
-    CfgiVmsPidm = 0x07, "CMD_CFGI_VMS_PIDM";
-    /// Section 4.4.2.1: drop a VM's stage 1.
-    TlbiNhAll = 0x10, "CMD_TLBI_NH_ALL";
-    /// Section 4.4.2.2: drop an address space of a VM's.
-    TlbiNhAsid = 0x11, "CMD_TLBI_NH_ASID";
-    /// Section 4.4.2.4: drop addresses of it.
-    TlbiNhVa = 0x12, "CMD_TLBI_NH_VA";
-    /// Section 4.4.2.3: drop addresses of all address spaces.
-    TlbiNhVaa = 0x13, "CMD_TLBI_NH_VAA";
-    /// Section 4.4.2.7: drop EL2's stage 1.
-    TlbiEl2All = 0x20, "CMD_TLBI_EL2_ALL";
-    /// Section 4.4.2.10: drop an address space of EL2's.
-    TlbiEl2Asid = 0x21, "CMD_TLBI_EL2_ASID";
-    /// Section 4.4.2.8: drop addresses of it.
-    TlbiEl2Va = 0x22, "CMD_TLBI_EL2_VA";
-    /// Section 4.4.2.9: drop addresses of all of EL2's address spaces.
-    TlbiEl2Vaa = 0x23, "CMD_TLBI_EL2_VAA";
-    /// Section 4.4.3.2: drop all of a VM.
-    TlbiS12Vmall = 0x28, "CMD_TLBI_S12_VMALL";
-    /// Section 4.4.3.1: drop addresses of a VM's stage 2.
-    TlbiS2Ipa = 0x2a, "CMD_TLBI_S2_IPA";
-    /// Section 4.4.4.1: drop all VMs.
-    TlbiNsnhAll = 0x30, "CMD_TLBI_NSNH_ALL";
-    /// Section 4.5.1: let a device drop translations.
-    AtcInv = 0x40, "CMD_ATC_INV";
-    /// Section 4.5.2: answer a device's page requests.
-    PriResp = 0x41, "CMD_PRI_RESP";
-    /// Section 4.7.1: let a stalled transaction go on.
-    Resume = 0x44, "CMD_RESUME";
-    /// Section 4.7.2: end all stalled transactions of a stream.
-    StallTerm = 0x45, "CMD_STALL_TERM";
-    /// Section 4.7.3: complete when all commands before it are.
-    Sync = 0x46, "CMD_SYNC";
-    /// Section 4.6.1: forget device permissions.
-    DptiAll = 0x70, "CMD_DPTI_ALL";
+numbered! {
+    /// A command.
+    Command: 2 {
+        /// Section 4.2.1: fetch a stream's configuration before it is needed.
+        PrefetchConfig = 0x01, "CMD_PREFETCH_CONFIG";
+        /// Section 4.2.2: fetch translations, too.
+        PrefetchAddr = 0x02, "CMD_PREFETCH_ADDR";
+        /// Section 4.3.1: forget an STE.
+        CfgiSte = 0x03, "CMD_CFGI_STE";
+        /// Section 4.3.2: forget a group of STEs; section 4.3.6, `CMD_CFGI_ALL`: everything.
+        CfgiSteRange = 0x04, "CMD_CFGI_STE_RANGE";
+        /// Section 4.3.3: forget a CD.
+        CfgiCd = 0x05, "CMD_CFGI_CD";
+        /// Section 4.3.4: forget all CDs of a stream.
+        CfgiCdAll = 0x06, "CMD_CFGI_CD_ALL";
+        /// Section 4.3.5: forget a VM's memory partitions.
+        CfgiVmsPidm = 0x07, "CMD_CFGI_VMS_PIDM";
+        /// Section 4.4.2.1: drop a VM's stage 1.
+        TlbiNhAll = 0x10, "CMD_TLBI_NH_ALL";
+        /// Section 4.4.2.2: drop an address space of a VM's.
+        TlbiNhAsid = 0x11, "CMD_TLBI_NH_ASID";
+        /// Section 4.4.2.4: drop addresses of it.
+        TlbiNhVa = 0x12, "CMD_TLBI_NH_VA";
+        /// Section 4.4.2.3: drop addresses of all address spaces.
+        TlbiNhVaa = 0x13, "CMD_TLBI_NH_VAA";
+        /// Section 4.4.2.7: drop EL2's stage 1.
+        TlbiEl2All = 0x20, "CMD_TLBI_EL2_ALL";
+        /// Section 4.4.2.10: drop an address space of EL2's.
+        TlbiEl2Asid = 0x21, "CMD_TLBI_EL2_ASID";
+        /// Section 4.4.2.8: drop addresses of it.
+        TlbiEl2Va = 0x22, "CMD_TLBI_EL2_VA";
+        /// Section 4.4.2.9: drop addresses of all of EL2's address spaces.
+        TlbiEl2Vaa = 0x23, "CMD_TLBI_EL2_VAA";
+        /// Section 4.4.3.2: drop all of a VM.
+        TlbiS12Vmall = 0x28, "CMD_TLBI_S12_VMALL";
+        /// Section 4.4.3.1: drop addresses of a VM's stage 2.
+        TlbiS2Ipa = 0x2a, "CMD_TLBI_S2_IPA";
+        /// Section 4.4.4.1: drop all VMs.
+        TlbiNsnhAll = 0x30, "CMD_TLBI_NSNH_ALL";
+        /// Section 4.5.1: let a device drop translations.
+        AtcInv = 0x40, "CMD_ATC_INV";
+        /// Section 4.5.2: answer a device's page requests.
+        PriResp = 0x41, "CMD_PRI_RESP";
+        /// Section 4.7.1: let a stalled transaction go on.
+        Resume = 0x44, "CMD_RESUME";
+        /// Section 4.7.2: end all stalled transactions of a stream.
+        StallTerm = 0x45, "CMD_STALL_TERM";
+        /// Section 4.7.3: complete when all commands before it are.
+        Sync = 0x46, "CMD_SYNC";
+        /// Section 4.6.1: forget device permissions.
+        DptiAll = 0x70, "CMD_DPTI_ALL";
+        /// Section 4.6.2: forget device permissions of some addresses.
+        DptiPa = 0x73, "CMD_DPTI_PA";
+    }
 }
 
 structure! {
@@ -432,4 +380,14 @@ structure! {
 structure! {
     /// `CMD_DPTI_ALL`.
     DptiAll: 2 {}
+}
+
+structure! {
+    /// `CMD_DPTI_PA`. The places of its three operands are only in the specification's picture.
+    DptiPa: 2 {
+        /// `SIZE`, `Leaf` and the physical address, as the command has them: this much of its first word.
+        operands0: u64 = "Operands of word 0" [63:8],
+        /// And its second.
+        operands1: u64 = "Operands of word 1" [127:64],
+    }
 }

@@ -3,7 +3,8 @@
 //! All kinds have their number, substream and stream in the first word; what follows depends on the kind.
 
 use crate::addr::StreamId;
-use crate::format::{Address, Reserved, encoding, structure};
+use crate::event::each_kind;
+use crate::format::{Address, encoding, numbered, structure};
 
 encoding! {
     /// What the SMMU was doing for the transaction when it failed (`CLASS`).
@@ -94,103 +95,10 @@ macro_rules! fetch_faults {
     )*};
 }
 
-/// Declares all kinds, each with its section and number.
-macro_rules! events {
-    ($($(#[$doc:meta])* $name:ident = $code:literal, $label:literal;)*) => {
-        /// An event record.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Event {
-            $($(#[$doc])* $name($name),)*
-        }
-
-        impl Event {
-            /// The numbers and names of all kinds.
-            pub const ALL: &'static [(u8, &'static str)] = &[$(($code, $label)),*];
-
-            /// Its number.
-            pub const fn code(&self) -> u8 {
-                match self {
-                    $(Self::$name(_) => $code,)*
-                }
-            }
-
-            /// Its name in the specification.
-            pub const fn name(&self) -> &'static str {
-                match self {
-                    $(Self::$name(_) => $label,)*
-                }
-            }
-
-            /// Returns the record that says this.
-            pub fn encode(&self) -> [u64; 4] {
-                let [first, rest @ ..] = match self {
-                    $(Self::$name(event) => event.encode(),)*
-                };
-                let [second, third, fourth] = rest;
-                [first | u64::from(self.code()), second, third, fourth]
-            }
-
-            /// Returns what the record says.
-            ///
-            /// # Errors
-            ///
-            /// [`Reserved`].
-            pub fn decode(&[first, second, third, fourth]: &[u64; 4]) -> Result<Self, Reserved> {
-                let event = [first & !0xff, second, third, fourth];
-                match first as u8 {
-                    $($code => $name::decode(&event).map(Self::$name),)*
-                    number => Err(Reserved::Number(number)),
-                }
-            }
-        }
-
-        $(impl From<$name> for Event {
-            fn from(event: $name) -> Self {
-                Self::$name(event)
-            }
-        })*
-    };
-}
-
-events! {
-    /// Section 7.3.2: a kind of transaction that the SMMU does not support.
-    UnsupportedTransaction = 0x01, "F_UUT";
-    /// Section 7.3.3: no STE can be found for the StreamID.
-    BadStreamId = 0x02, "C_BAD_STREAMID";
-    /// Section 7.3.4: the STE could not be read.
-    SteFetch = 0x03, "F_STE_FETCH";
-    /// Section 7.3.5: the STE is invalid.
-    BadSte = 0x04, "C_BAD_STE";
-    /// Section 7.3.6: an ATS request that is not allowed.
-    BadAtsRequest = 0x05, "F_BAD_ATS_TREQ";
-    /// Section 7.3.7: a transaction without substream where they are required.
-    StreamDisabled = 0x06, "F_STREAM_DISABLED";
-    /// Section 7.3.8: a translated transaction where ATS is off.
-    TranslationForbidden = 0x07, "F_TRANSL_FORBIDDEN";
-    /// Section 7.3.9: no CD can be found for the substream.
-    BadSubstreamId = 0x08, "C_BAD_SUBSTREAMID";
-    /// Section 7.3.10: the CD could not be read.
-    CdFetch = 0x09, "F_CD_FETCH";
-    /// Section 7.3.11: the CD is invalid.
-    BadCd = 0x0a, "C_BAD_CD";
-    /// Section 7.3.12: a translation table could not be read.
-    WalkAbort = 0x0b, "F_WALK_EABT";
-    /// Section 7.3.13: nothing is mapped there.
-    Translation = 0x10, "F_TRANSLATION";
-    /// Section 7.3.14: an address is too large.
-    AddressSize = 0x11, "F_ADDR_SIZE";
-    /// Section 7.3.15: the access flag is clear.
-    Access = 0x12, "F_ACCESS";
-    /// Section 7.3.16: not allowed there.
-    Permission = 0x13, "F_PERMISSION";
-    /// Section 7.3.17: two TLB entries matched.
-    TlbConflict = 0x20, "F_TLB_CONFLICT";
-    /// Section 7.3.18: two configuration cache entries matched.
-    ConfigConflict = 0x21, "F_CFG_CONFLICT";
-    /// Section 7.3.19: a hint that pages will be wanted.
-    PageRequest = 0x24, "E_PAGE_REQUEST";
-    /// Section 7.3.20: the VM structure could not be read.
-    VmsFetch = 0x25, "F_VMS_FETCH";
+each_kind! {
+    numbered
+    /// An event record.
+    Event: 4
 }
 
 structure! {
@@ -233,7 +141,8 @@ structure! {
         substream: u32 = "SubstreamID" [31:12],
         /// Its stream.
         stream: StreamId = "StreamID" [63:32],
-        /// How much it asked for, and with which permissions, as the record has it.
+        /// How much it asked for and with which permissions, as the record has it: the places of `Span`, `R`, `W`,
+        /// `X` and `PRIV` are only in the specification's picture.
         request: u64 = "Span and permissions" [127:64],
         /// The address that it asked for.
         input: Address = "InputAddr" [191:128],
@@ -326,7 +235,8 @@ translation_faults! {
     AddressSize;
     /// `F_ACCESS`.
     Access;
-    /// `F_PERMISSION`.
+    /// `F_PERMISSION`. The places of `Overlay`, `AssuredOnly` and `DirtyBit`, which SMMUv3.4 adds, are only in the
+    /// specification's picture: a record that has one of them does not decode.
     Permission;
 }
 

@@ -1,17 +1,32 @@
-//! Registers of the Non-secure programming interface (chapter 6), both pages and the pages of address translation
-//! operations. Fields are named as in the specification, whose section says what they mean.
+//! Registers of the Non-secure programming interface (chapter 6): both pages, the page of virtual address translation
+//! operations and the pages of enhanced command queues. Fields are named as in the specification, whose section says
+//! what they mean.
 
-use crate::addr::StreamId;
+use crate::addr::{StreamId, Vmid};
 use crate::format::{
-    Address, AddressSize, Override, Reserved, Shareability, ShareabilityOverride, encoding,
-    structure,
+    Address, AddressSize, Field, Granule0, Override, Reserved, Shareability, ShareabilityOverride,
+    encoding, has_reserved_permission, structure,
 };
+
+/// Where offsets count from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// The SMMU's base address: both pages of 64 KiB (sections 6.2.1 and 6.2.2).
+    Smmu,
+    /// The page of virtual address translation operations, which `IDR2.BA_VATOS` places (section 6.2.3).
+    Vatos,
+    /// A queue's place in a command queue control page, which `CMDQ_CONTROL_PAGE_BASE` places and the queues share
+    /// evenly (section 6.2.5).
+    CommandQueue,
+}
 
 /// A register: where it is, how wide, and what its bits are.
 pub trait Register: Sized {
     /// Its name, without `SMMU_`.
     const NAME: &'static str;
-    /// Bytes from the SMMU's base address, or from the VATOS page.
+    /// Where it counts from.
+    const BASE: Base;
+    /// Bytes from there; of several alike, the first one's.
     const OFFSET: u32;
     /// 32 or 64 bits.
     const WIDTH: u32;
@@ -27,23 +42,43 @@ pub trait Register: Sized {
     fn from_raw(raw: u64) -> Result<Self, Reserved>;
 }
 
+/// What there is to say of a register without its type.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// [`Register::NAME`]. A register with two layouts is there twice.
+    pub name: &'static str,
+    /// [`Register::BASE`].
+    pub base: Base,
+    /// [`Register::OFFSET`].
+    pub offset: u32,
+    /// [`Register::WIDTH`].
+    pub width: u32,
+    /// Its fields.
+    pub fields: &'static [Field],
+    /// Returns what its content is once it was decoded and encoded again, or why it does not decode.
+    pub again: fn(u64) -> Result<u64, Reserved>,
+}
+
 macro_rules! registers {
-    ($(
+    ($($base:ident {$(
         $(#[$doc:meta])*
         $name:ident = $label:literal, $offset:literal, $width:literal {
             $($field:ident: $type:ty = $bits:literal [$high:literal : $low:literal],)*
         }
-    )*) => {
-        $(
+        $(, check $check:expr;)?
+    )*})*) => {
+        $($(
             structure! {
                 $(#[$doc])*
                 $name: 1 {
                     $(#[doc = concat!("`", $bits, "`.")] $field: $type = $bits [$high : $low],)*
                 }
+                $(check $check;)?
             }
 
             impl Register for $name {
                 const NAME: &'static str = $label;
+                const BASE: Base = Base::$base;
                 const OFFSET: u32 = $offset;
                 const WIDTH: u32 = $width;
 
@@ -56,11 +91,19 @@ macro_rules! registers {
                     Self::decode(&[raw])
                 }
             }
-        )*
+        )*)*
 
-        /// Name, offset, width and fields of all of them.
-        pub const ALL: &[(&str, u32, u32, &[crate::format::Field])] =
-            &[$(($label, $offset, $width, $name::FIELDS)),*];
+        /// All of them.
+        pub const ALL: &[Layout] = &[$($(
+            Layout {
+                name: $label,
+                base: Base::$base,
+                offset: $offset,
+                width: $width,
+                fields: $name::FIELDS,
+                again: |raw| $name::from_raw(raw).map(Register::to_raw),
+            },
+        )*)*];
     };
 }
 
@@ -226,7 +269,153 @@ encoding! {
     }
 }
 
+encoding! {
+    /// What a virtual address translation operation translates (`TYPE`): the guest sees its own stage only.
+    VirtuallyTranslated {
+        /// Virtual to intermediate physical.
+        Stage1 = 0b01,
+    }
+}
+
+encoding! {
+    /// That an address translation operation succeeded (`FAULT`).
+    Success {
+        /// It did.
+        NoFault = 0b0,
+    }
+}
+
+encoding! {
+    /// That an address translation operation failed (`FAULT`).
+    Failure {
+        /// It did.
+        Fault = 0b1,
+    }
+}
+
+encoding! {
+    /// What an address translation operation was doing when it failed (`REASON`).
+    Activity {
+        /// Stage 1, or nothing of a stage's.
+        Stage1 = 0b00,
+        /// Stage 2, for the CD.
+        Context = 0b01,
+        /// Stage 2, for a table of stage 1.
+        Table = 0b10,
+        /// Stage 2, for the address itself.
+        Input = 0b11,
+    }
+}
+
+encoding! {
+    /// The same of a virtual operation, which tells nothing of stage 2 (`REASON`).
+    VirtualActivity {
+        /// Stage 1, or nothing of a stage's.
+        Stage1 = 0b00,
+    }
+}
+
+encoding! {
+    /// Why an address translation operation failed (`FAULTCODE`, section 9.1.5): as an event has it, or the request
+    /// was wrong.
+    OperationFault {
+        /// `INV_REQ`: the request is malformed.
+        Request = 0xff,
+        /// `INV_STAGE`: there is no such stage.
+        Stage = 0xfe,
+        /// `INTERNAL_ERR`: it was stopped.
+        Internal = 0xfd,
+        /// `C_BAD_STREAMID`.
+        BadStreamId = 0x02,
+        /// `F_STE_FETCH`.
+        SteFetch = 0x03,
+        /// `C_BAD_STE`.
+        BadSte = 0x04,
+        /// `F_STREAM_DISABLED`.
+        StreamDisabled = 0x06,
+        /// `C_BAD_SUBSTREAMID`.
+        BadSubstreamId = 0x08,
+        /// `F_CD_FETCH`.
+        CdFetch = 0x09,
+        /// `C_BAD_CD`.
+        BadCd = 0x0a,
+        /// `F_WALK_EABT`.
+        WalkAbort = 0x0b,
+        /// `F_TRANSLATION`.
+        Translation = 0x10,
+        /// `F_ADDR_SIZE`.
+        AddressSize = 0x11,
+        /// `F_ACCESS`.
+        Access = 0x12,
+        /// `F_PERMISSION`.
+        Permission = 0x13,
+        /// `F_TLB_CONFLICT`.
+        TlbConflict = 0x20,
+        /// `F_CFG_CONFLICT`.
+        ConfigConflict = 0x21,
+        /// `F_VMS_FETCH`.
+        VmsFetch = 0x25,
+    }
+}
+
+encoding! {
+    /// How much memory the device permission table is about, in bits of an address (`DPT_BASE_CFG.DPTPS`).
+    PermissionTableReach {
+        /// 32.
+        Bits32 = 0,
+        /// 36.
+        Bits36 = 1,
+        /// 40.
+        Bits40 = 2,
+        /// 42.
+        Bits42 = 3,
+        /// 44.
+        Bits44 = 4,
+        /// 48.
+        Bits48 = 5,
+        /// 52.
+        Bits52 = 6,
+    }
+}
+
+encoding! {
+    /// How much of it an entry of level 0 is about, in bits of an address (`DPT_BASE_CFG.L0DPTSZ`).
+    PermissionTableSpan {
+        /// 30.
+        Bits30 = 0b0000,
+        /// 34.
+        Bits34 = 0b0100,
+        /// 36.
+        Bits36 = 0b0110,
+        /// 39.
+        Bits39 = 0b1001,
+    }
+}
+
+encoding! {
+    /// Why nothing was found in the device permission table (`DPT_CFG_FAR.DPT_FAULTCODE`).
+    PermissionTableFault {
+        /// It is switched off.
+        Disabled = 0b0000,
+        /// It, or its configuration, is invalid.
+        Walk = 0b0001,
+        /// Its memory belongs to another world.
+        GranuleProtection = 0b0010,
+        /// It could not be read.
+        Abort = 0b0011,
+    }
+}
+
+encoding! {
+    /// Size of a command queue control page (`CMDQ_CONTROL_PAGE_BASE.CMDQGS`).
+    ControlPageSize {
+        /// 64 KiB.
+        K64 = 0b01,
+    }
+}
+
 registers! {
+Smmu {
     /// Features, section 6.3.1.
     Idr0 = "IDR0", 0x00, 32 {
         s2p: bool = "S2P" [0:0],
@@ -362,7 +551,7 @@ registers! {
     /// Permissions of indirect stage 2, section 6.3.17.
     S2pii = "S2PII", 0x30, 64 {
         permissions: u64 = "S2PII" [63:0],
-    }
+    }, check |it| has_reserved_permission(it.permissions).then_some("S2PII");
     /// Dormancy, section 6.3.13.
     Statusr = "STATUSR", 0x40, 32 {
         dormant: bool = "DORMANT" [0:0],
@@ -518,11 +707,19 @@ registers! {
     }
     /// Its result if there is no fault, section 6.3.40.
     GatosPar = "GATOS_PAR", 0x118, 64 {
-        fault: bool = "FAULT" [0:0],
+        fault: Success = "FAULT" [0:0],
         sh: Shareability = "SH" [9:8],
         size: bool = "Size" [11:11],
         addr: Address = "ADDR" [55:12],
         attr: u8 = "ATTR" [63:56],
+    }
+    /// Its result if there is one.
+    GatosParFault = "GATOS_PAR", 0x118, 64 {
+        fault: Failure = "FAULT" [0:0],
+        reason: Activity = "REASON" [2:1],
+        code: OperationFault = "FAULTCODE" [11:4],
+        addr: Address = "FADDR" [55:12],
+        implementation: u8 = "IMPLEMENTATION DEFINED" [63:60],
     }
     /// Memory partitions, section 6.3.41.
     Mpamidr = "MPAMIDR", 0x130, 32 {
@@ -534,6 +731,60 @@ registers! {
         so_partid: u16 = "SO_PARTID" [15:0],
         so_pmg: u8 = "SO_PMG" [23:16],
         update: bool = "Update" [31:31],
+    }
+    /// Of transactions that no STE is looked up for, section 6.3.43.
+    Gbpmpam = "GBPMPAM", 0x13c, 32 {
+        gbp_partid: u16 = "GBP_PARTID" [15:0],
+        gbp_pmg: u8 = "GBP_PMG" [23:16],
+        update: bool = "Update" [31:31],
+    }
+    /// Whose the virtual ATOS page is, section 6.3.44.
+    VatosSel = "VATOS_SEL", 0x180, 32 {
+        vmid: Vmid = "VMID" [15:0],
+    }
+    /// Enhanced command queues, section 6.3.45.
+    Idr6 = "IDR6", 0x190, 32 {
+        log2numq: u8 = "CMDQ_CONTROL_PAGE_LOG2NUMQ" [19:16],
+        log2nump: u8 = "CMDQ_CONTROL_PAGE_LOG2NUMP" [27:24],
+    }, check |it| {
+        if it.log2numq > 8 {
+            Some("CMDQ_CONTROL_PAGE_LOG2NUMQ")
+        } else {
+            (it.log2nump > 8).then_some("CMDQ_CONTROL_PAGE_LOG2NUMP")
+        }
+    };
+    /// Where the device permission table is, section 6.3.46.
+    DptBase = "DPT_BASE", 0x200, 64 {
+        baddr: Address = "BADDR" [55:12],
+        ra: bool = "RA" [62:62],
+    }
+    /// Its shape, section 6.3.47.
+    DptBaseCfg = "DPT_BASE_CFG", 0x208, 32 {
+        dptps: PermissionTableReach = "DPTPS" [2:0],
+        dptgs: Granule0 = "DPTGS" [15:14],
+        l0dptsz: PermissionTableSpan = "L0DPTSZ" [23:20],
+    }
+    /// Its first fault, section 6.3.48.
+    DptCfgFar = "DPT_CFG_FAR", 0x210, 64 {
+        fault: bool = "FAULT" [0:0],
+        level: bool = "LEVEL" [1:1],
+        code: PermissionTableFault = "DPT_FAULTCODE" [7:4],
+        addr: Address = "FADDR" [55:12],
+    }
+    /// Where a command queue control page is, as an offset from the SMMU's base address, section 6.3.49; one
+    /// every 32 bytes, 256 in all.
+    CmdqControlPageBase = "CMDQ_CONTROL_PAGE_BASE", 0x4000, 64 {
+        preset: bool = "CMDQ_CONTROL_PAGE_PRESET" [0:0],
+        cmdqgs: ControlPageSize = "CMDQGS" [2:1],
+        addr: Address = "ADDR" [55:16],
+    }
+    /// Switches it on, section 6.3.50; one every 32 bytes.
+    CmdqControlPageCfg = "CMDQ_CONTROL_PAGE_CFG", 0x4008, 32 {
+        en: bool = "EN" [0:0],
+    }
+    /// Whether that has taken effect, section 6.3.51; one every 32 bytes.
+    CmdqControlPageStatus = "CMDQ_CONTROL_PAGE_STATUS", 0x400c, 32 {
+        enack: bool = "ENACK" [0:0],
     }
     /// The SMMU's index into the event queue, section 6.3.95; on page 1.
     EventqProd = "EVENTQ_PROD", 0x1_00a8, 32 {
@@ -555,4 +806,65 @@ registers! {
         rd: u32 = "RD" [19:0],
         ovackflg: bool = "OVACKFLG" [31:31],
     }
+}
+
+Vatos {
+    /// Starts a virtual address translation operation, section 6.3.99.
+    VatosCtrl = "VATOS_CTRL", 0xa00, 32 {
+        run: bool = "RUN" [0:0],
+    }
+    /// Whose, section 6.3.100.
+    VatosSid = "VATOS_SID", 0xa08, 64 {
+        stream: StreamId = "STREAMID" [31:0],
+        substream: u32 = "SUBSTREAMID" [51:32],
+        has_substream: bool = "SSID_VALID" [52:52],
+    }
+    /// Of what, section 6.3.101.
+    VatosAddr = "VATOS_ADDR", 0xa10, 64 {
+        httui: bool = "HTTUI" [6:6],
+        ind: bool = "InD" [7:7],
+        rnw: bool = "RnW" [8:8],
+        pnu: bool = "PnU" [9:9],
+        kind: VirtuallyTranslated = "TYPE" [11:10],
+        addr: Address = "ADDR" [63:12],
+    }
+    /// Its result if there is no fault, section 6.3.102.
+    VatosPar = "VATOS_PAR", 0xa18, 64 {
+        fault: Success = "FAULT" [0:0],
+        sh: Shareability = "SH" [9:8],
+        size: bool = "Size" [11:11],
+        addr: Address = "ADDR" [55:12],
+        attr: u8 = "ATTR" [63:56],
+    }
+    /// Its result if there is one. An address of stage 2 is never told.
+    VatosParFault = "VATOS_PAR", 0xa18, 64 {
+        fault: Failure = "FAULT" [0:0],
+        reason: VirtualActivity = "REASON" [2:1],
+        code: OperationFault = "FAULTCODE" [11:4],
+        implementation: u8 = "IMPLEMENTATION DEFINED" [63:60],
+    }
+}
+
+CommandQueue {
+    /// Where an enhanced command queue is, section 6.3.107.
+    EcmdqBase = "ECMDQ_BASE", 0x00, 64 {
+        log2size: u8 = "LOG2SIZE" [4:0],
+        addr: Address = "ADDR" [55:5],
+        ra: bool = "RA" [62:62],
+    }
+    /// Software's index into it, section 6.3.108.
+    EcmdqProd = "ECMDQ_PROD", 0x08, 32 {
+        wr: u32 = "WR" [19:0],
+        errack: bool = "ERRACK" [23:23],
+        en: bool = "EN" [31:31],
+    }
+    /// The SMMU's, section 6.3.109.
+    EcmdqCons = "ECMDQ_CONS", 0x0c, 32 {
+        rd: u32 = "RD" [19:0],
+        err: bool = "ERR" [23:23],
+        reason: CommandError = "ERR_REASON" [26:24],
+        enack: bool = "ENACK" [31:31],
+    }
+}
+
 }

@@ -3,7 +3,7 @@
 use crate::addr::Vmid;
 use crate::format::{
     Address, AddressSize, Cacheability, Granule0, Override, Shareability, ShareabilityOverride,
-    encoding, structure,
+    encoding, has_reserved_permission, structure,
 };
 
 structure! {
@@ -222,12 +222,11 @@ structure! {
         overlays: u64 = "S2POI" [511:448],
     }
     check |it| {
-        let overlay = |shift: u32| it.overlays >> shift & 0xf;
         if it.stage2_set_dirty && !it.stage2_set_access {
             Some("S2HD")
         } else if it.stage2_set_table_access && !it.stage2_set_access {
             Some("S2HAFT")
-        } else if (0..16).any(|index| matches!(overlay(4 * index), 0b0001 | 0b0101)) {
+        } else if has_reserved_permission(it.overlays) {
             Some("S2POI")
         } else {
             None

@@ -28,13 +28,15 @@ fn no_two_fields_overlap() {
     check_layout("L1STD", 1, ste::Level1::FIELDS);
     check_layout("CD", 8, Cd::FIELDS);
     check_layout("L1CD", 1, cd::Level1::FIELDS);
-    for (name, offset, width, fields) in register::ALL {
-        check_layout(name, 1, fields);
-        assert!(fields.iter().all(|field| field.high < *width as usize), "{name}");
-        assert_eq!(offset % (width / 8), 0, "{name}");
-    }
-    for (index, (name, offset, ..)) in register::ALL.iter().enumerate() {
-        assert!(register::ALL[..index].iter().all(|other| other.1 != *offset), "{name}");
+    for it in register::ALL {
+        let name = it.name;
+        check_layout(name, 1, it.fields);
+        assert!(it.fields.iter().all(|field| field.high < it.width as usize), "{name}");
+        assert_eq!(it.offset % (it.width / 8), 0, "{name}");
+        for other in register::ALL {
+            let same = (it.base, it.offset, it.width) == (other.base, other.offset, other.width);
+            assert_eq!(same, name == other.name, "{name}, {}", other.name);
+        }
     }
 }
 
@@ -92,6 +94,36 @@ proptest! {
             let words = [low & !0xff | u64::from(*code), high];
             if let Ok(decoded) = Command::decode(&words) {
                 prop_assert_eq!((decoded.encode(), decoded.name()), (words, *name));
+            }
+        }
+    }
+
+    #[test]
+    fn registers_that_decode_are_encoded_again([content] in words::<1>()) {
+        let mut results: Vec<&str> = Vec::new();
+        for register in register::ALL {
+            let [content] = only([content], register.fields);
+            match (register.again)(content) {
+                Ok(again) => {
+                    prop_assert_eq!(again, content, "{}", register.name);
+                    // Of two layouts at most one is meant.
+                    prop_assert!(!results.contains(&register.name), "{}", register.name);
+                    results.push(register.name);
+                }
+                Err(Reserved::Encoding(_)) => {}
+                Err(other) => prop_assert!(false, "{}: {other}", register.name),
+            }
+        }
+    }
+
+    #[test]
+    fn stray_bits_of_registers_do_not_decode(bit in 0_usize..64) {
+        for register in register::ALL {
+            if only([1 << bit], register.fields) == [0] {
+                // Whatever else is wrong with such a content, it does not decode.
+                prop_assert!((register.again)(1 << bit).is_err(), "{}", register.name);
+                let fields = register.fields.iter().fold(0, |bits, field| bits | field.mask());
+                prop_assert!((register.again)(fields | 1 << bit).is_err(), "{}", register.name);
             }
         }
     }
@@ -176,6 +208,30 @@ fn reserved_encodings_are_named() {
     assert_eq!(Event::decode(&[0x10, 3 << 40, 0, 0]), Err(Reserved::Encoding("CLASS")));
     assert_eq!(Event::decode(&[0x04, 0, 0, 1]), Err(Reserved::Bits { word: 3, bits: 1 }));
 
+    let register = |name, content| {
+        let mut layouts = register::ALL.iter().filter(|register| register.name == name);
+        layouts.find_map(|register| (register.again)(content).err())
+    };
+    let refused = |name| Some(Reserved::Encoding(name));
+    assert_eq!((register("S2PII", 0xe << 4), register("S2PII", 5 << 60)), (None, refused("S2PII")));
+    assert_eq!(register("IDR6", 8 << 24 | 8 << 16), None);
+    assert_eq!(register("IDR6", 9 << 16), refused("CMDQ_CONTROL_PAGE_LOG2NUMQ"));
+    assert_eq!(register("IDR6", 9 << 24), refused("CMDQ_CONTROL_PAGE_LOG2NUMP"));
+    assert_eq!(register("DPT_BASE_CFG", 7), refused("DPTPS"));
+    assert_eq!(register("DPT_BASE_CFG", 3 << 14), refused("DPTGS"));
+    assert_eq!(register("DPT_BASE_CFG", 1 << 20), refused("L0DPTSZ"));
+    assert_eq!(register("DPT_CFG_FAR", 4 << 4), refused("DPT_FAULTCODE"));
+    assert_eq!(register("CMDQ_CONTROL_PAGE_BASE", 1), refused("CMDQGS"));
+    assert_eq!(register("GATOS_ADDR", 0), refused("TYPE"));
+    assert_eq!(register("VATOS_ADDR", 2 << 10), refused("TYPE"));
+    assert_eq!(register("ECMDQ_CONS", 4 << 24), refused("ERR_REASON"));
+    // The result of a virtual operation tells nothing of stage 2.
+    let fault = 0x13 << 4 | 0b10 << 1 | 1;
+    assert_eq!(register::VatosParFault::decode(&[fault]), Err(Reserved::Encoding("REASON")));
+    let fault = register::GatosParFault::decode(&[fault | 0x4567_8000]).unwrap();
+    assert_eq!(fault.code, register::OperationFault::Permission);
+    assert_eq!((fault.reason, fault.addr), (register::Activity::Table, Address(0x4567_8000)));
+
     assert_eq!(ste::Level1::decode(&[11]).map(|_| ()), Ok(()));
     assert_eq!(ste::Level1::decode(&[12]).map(|_| ()), encoding("Span"));
     assert_eq!(cd::Level1::decode(&[2]), Err(Reserved::Bits { word: 0, bits: 2 }));
@@ -247,4 +303,14 @@ fn encodings_come_back() {
     check(register::Split::ALL, 5);
     check(register::CommandError::ALL, 7);
     check(register::Translated::ALL, 2);
+    check(register::VirtuallyTranslated::ALL, 2);
+    check(register::Success::ALL, 1);
+    check(register::Failure::ALL, 1);
+    check(register::Activity::ALL, 2);
+    check(register::VirtualActivity::ALL, 2);
+    check(register::OperationFault::ALL, 8);
+    check(register::PermissionTableReach::ALL, 3);
+    check(register::PermissionTableSpan::ALL, 4);
+    check(register::PermissionTableFault::ALL, 4);
+    check(register::ControlPageSize::ALL, 2);
 }

@@ -11,7 +11,7 @@ use crate::Input;
 /// Decodes them.
 pub fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
-    match input.below(5) {
+    match input.below(6) {
         0 => ste(words(&mut input)),
         1 => {
             let words: [u64; 8] = words(&mut input);
@@ -21,10 +21,18 @@ pub fn run(bytes: &[u8]) {
         }
         2 => command(words(&mut input)),
         3 => event(words(&mut input)),
-        _ => {
+        4 => {
             let words: [u64; 1] = words(&mut input);
             if let Ok(level1) = format::ste::Level1::decode(&words) {
                 assert_eq!(level1.encode(), words);
+            }
+        }
+        _ => {
+            let [content] = words(&mut input);
+            for register in format::register::ALL {
+                if let Ok(again) = (register.again)(content) {
+                    assert_eq!(again, content, "{}", register.name);
+                }
             }
         }
     }

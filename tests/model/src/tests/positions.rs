@@ -1,6 +1,7 @@
 //! Where the `smmu` crate's complete formats have their fields, against positions that others wrote down: Linux
 //! (`drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.h`, as of 6.12) and FreeBSD (`sys/arm64/iommu/smmureg.h`) by 64-bit
-//! word, and QEMU's SMMU by what it was seen to do.
+//! word, QEMU's SMMU by what it was seen to do, and what these leave out by Renode's model (renode-infrastructure,
+//! `ARM_SMMUv3_Registers.cs`), Marvell's register headers (`ody_smmux_*`) and the text of IHI 0070 G.b.
 
 use smmu::addr::{StreamId, Vmid};
 use smmu::format::command::{self, Command};
@@ -403,7 +404,9 @@ fn registers_are_linuxs() {
         ("PRIQ_CONS", 0x1_00cc),
     ];
     for (name, offset) in offsets {
-        assert!(register::ALL.iter().any(|it| (it.0, it.1) == (name, offset)), "{name}");
+        let found = register::ALL.iter().find(|it| it.name == name);
+        let found = found.map(|it| (it.base, it.offset));
+        assert_eq!(found, Some((register::Base::Smmu, offset)), "{name}");
     }
     let idr0 = [
         ("S2P", 0, 0, 0),
@@ -468,6 +471,112 @@ fn registers_are_linuxs() {
     check("CMDQ_BASE", register::CmdqBase::FIELDS, &[("RA", 0, 62, 62), ("LOG2SIZE", 0, 4, 0)]);
     check("CMDQ_CONS", register::CmdqCons::FIELDS, &[("ERR", 0, 30, 24)]);
     check("EVENTQ_PROD", register::EventqProd::FIELDS, &[("OVFLG", 0, 31, 31)]);
+}
+
+/// What Linux has no use for: by Renode's model and Marvell's headers, and by the text of IHI 0070 G.b what neither has.
+#[test]
+fn registers_of_rare_features_are_renodes_and_marvells() {
+    use register::Base::{CommandQueue, Smmu, Vatos};
+    // Section 6.2's tables agree with both.
+    let offsets = [
+        ("IDR2", Smmu, 0x08, 32),
+        ("IDR4", Smmu, 0x10, 32),
+        ("S2PII", Smmu, 0x30, 64),
+        ("AGBPA", Smmu, 0x48, 32),
+        ("GATOS_PAR", Smmu, 0x118, 64),
+        ("MPAMIDR", Smmu, 0x130, 32),
+        ("GMPAM", Smmu, 0x138, 32),
+        ("GBPMPAM", Smmu, 0x13c, 32),
+        ("VATOS_SEL", Smmu, 0x180, 32),
+        ("IDR6", Smmu, 0x190, 32),
+        ("DPT_BASE", Smmu, 0x200, 64),
+        ("DPT_BASE_CFG", Smmu, 0x208, 32),
+        ("DPT_CFG_FAR", Smmu, 0x210, 64),
+        ("CMDQ_CONTROL_PAGE_BASE", Smmu, 0x4000, 64),
+        ("CMDQ_CONTROL_PAGE_CFG", Smmu, 0x4008, 32),
+        ("CMDQ_CONTROL_PAGE_STATUS", Smmu, 0x400c, 32),
+        ("VATOS_CTRL", Vatos, 0xa00, 32),
+        ("VATOS_SID", Vatos, 0xa08, 64),
+        ("VATOS_ADDR", Vatos, 0xa10, 64),
+        ("VATOS_PAR", Vatos, 0xa18, 64),
+        ("ECMDQ_BASE", CommandQueue, 0x0, 64),
+        ("ECMDQ_PROD", CommandQueue, 0x8, 32),
+        ("ECMDQ_CONS", CommandQueue, 0xc, 32),
+    ];
+    for (name, base, offset, width) in offsets {
+        let found = register::ALL.iter().find(|it| it.name == name);
+        let found = found.map(|it| (it.base, it.offset, it.width));
+        assert_eq!(found, Some((base, offset, width)), "{name}");
+    }
+    // Renode.
+    let partition = [("GBP_PARTID", 0, 15, 0), ("GBP_PMG", 0, 23, 16), ("Update", 0, 31, 31)];
+    check("GBPMPAM", register::Gbpmpam::FIELDS, &partition);
+    let partition = [("SO_PARTID", 0, 15, 0), ("SO_PMG", 0, 23, 16), ("Update", 0, 31, 31)];
+    check("GMPAM", register::Gmpam::FIELDS, &partition);
+    let partition = [("PARTID_MAX", 0, 15, 0), ("PMG_MAX", 0, 23, 16)];
+    check("MPAMIDR", register::Mpamidr::FIELDS, &partition);
+    check("VATOS_SEL", register::VatosSel::FIELDS, &[("VMID", 0, 15, 0)]);
+    check("GATOS_CTRL", register::GatosCtrl::FIELDS, &[("RUN", 0, 0, 0)]);
+    check("VATOS_CTRL", register::VatosCtrl::FIELDS, &[("RUN", 0, 0, 0)]);
+    let whose = [("STREAMID", 0, 31, 0), ("SUBSTREAMID", 0, 51, 32), ("SSID_VALID", 0, 52, 52)];
+    check("GATOS_SID", register::GatosSid::FIELDS, &whose);
+    check("VATOS_SID", register::VatosSid::FIELDS, &whose);
+    let what = [
+        ("HTTUI", 0, 6, 6),
+        ("InD", 0, 7, 7),
+        ("RnW", 0, 8, 8),
+        ("PnU", 0, 9, 9),
+        ("TYPE", 0, 11, 10),
+        ("ADDR", 0, 63, 12),
+    ];
+    check("GATOS_ADDR", register::GatosAddr::FIELDS, &what);
+    check("VATOS_ADDR", register::VatosAddr::FIELDS, &what);
+    let result = [
+        ("FAULT", 0, 0, 0),
+        ("SH", 0, 9, 8),
+        ("Size", 0, 11, 11),
+        ("ADDR", 0, 55, 12),
+        ("ATTR", 0, 63, 56),
+    ];
+    check("GATOS_PAR", register::GatosPar::FIELDS, &result);
+    // IHI 0070, sections 6.3.40 and 6.3.102: VATOS_PAR's success is alike, and so are the faults.
+    check("VATOS_PAR", register::VatosPar::FIELDS, &result);
+    let fault = [
+        ("FAULT", 0, 0, 0),
+        ("REASON", 0, 2, 1),
+        ("FAULTCODE", 0, 11, 4),
+        ("IMPLEMENTATION DEFINED", 0, 63, 60),
+    ];
+    check("VATOS_PAR", register::VatosParFault::FIELDS, &fault);
+    check("GATOS_PAR", register::GatosParFault::FIELDS, &fault);
+    check("GATOS_PAR", register::GatosParFault::FIELDS, &[("FADDR", 0, 55, 12)]);
+    // Renode.
+    check("DPT_BASE", register::DptBase::FIELDS, &[("BADDR", 0, 55, 12), ("RA", 0, 62, 62)]);
+    let shape = [("DPTPS", 0, 2, 0), ("DPTGS", 0, 15, 14), ("L0DPTSZ", 0, 23, 20)];
+    check("DPT_BASE_CFG", register::DptBaseCfg::FIELDS, &shape);
+    let fault =
+        [("FAULT", 0, 0, 0), ("LEVEL", 0, 1, 1), ("DPT_FAULTCODE", 0, 7, 4), ("FADDR", 0, 55, 12)];
+    check("DPT_CFG_FAR", register::DptCfgFar::FIELDS, &fault);
+    // Marvell; its addresses reach bit 51, later revisions bit 55.
+    let queues =
+        [("CMDQ_CONTROL_PAGE_LOG2NUMQ", 0, 19, 16), ("CMDQ_CONTROL_PAGE_LOG2NUMP", 0, 27, 24)];
+    check("IDR6", register::Idr6::FIELDS, &queues);
+    let page = [("CMDQ_CONTROL_PAGE_PRESET", 0, 0, 0), ("CMDQGS", 0, 2, 1), ("ADDR", 0, 55, 16)];
+    check("CMDQ_CONTROL_PAGE_BASE", register::CmdqControlPageBase::FIELDS, &page);
+    check("CMDQ_CONTROL_PAGE_CFG", register::CmdqControlPageCfg::FIELDS, &[("EN", 0, 0, 0)]);
+    let status = register::CmdqControlPageStatus::FIELDS;
+    check("CMDQ_CONTROL_PAGE_STATUS", status, &[("ENACK", 0, 0, 0)]);
+    let base = [("LOG2SIZE", 0, 4, 0), ("ADDR", 0, 55, 5), ("RA", 0, 62, 62)];
+    check("ECMDQ_BASE", register::EcmdqBase::FIELDS, &base);
+    let prod = [("WR", 0, 19, 0), ("ERRACK", 0, 23, 23), ("EN", 0, 31, 31)];
+    check("ECMDQ_PROD", register::EcmdqProd::FIELDS, &prod);
+    let cons =
+        [("RD", 0, 19, 0), ("ERR", 0, 23, 23), ("ERR_REASON", 0, 26, 24), ("ENACK", 0, 31, 31)];
+    check("ECMDQ_CONS", register::EcmdqCons::FIELDS, &cons);
+    // Renode: the commands' numbers.
+    for number in [(0x70, "CMD_DPTI_ALL"), (0x73, "CMD_DPTI_PA")] {
+        assert!(Command::ALL.contains(&number), "{number:?}");
+    }
 }
 
 /// The ID registers of QEMU 10 with stage=nested, as measured, say what QEMU does.
