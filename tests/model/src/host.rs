@@ -45,7 +45,7 @@ pub enum Op {
     /// Closes a VM's streams.
     Close(usize),
     /// Closes a VM's streams, quiesces its devices, gives everything back and starts it anew under the same
-    /// VMID with other memory.
+    /// VMID with other memory; or, if one of them does not stop, never uses anything of it again.
     Restart(usize),
     /// Watches a closed stream.
     Watch(usize),
@@ -61,6 +61,29 @@ pub enum Op {
     Idle(usize),
     /// Lets a mute end.
     Time,
+    /// A device takes no notice of resets any more.
+    Stick(usize),
+}
+
+impl Op {
+    /// The VM that does it, or that it is done to.
+    fn vm(self) -> Option<usize> {
+        match self {
+            Self::Open(_, vm)
+            | Self::Configure(_, vm, _)
+            | Self::Relay(vm, _)
+            | Self::Close(vm)
+            | Self::Restart(vm)
+            | Self::Unmap(vm, _, _)
+            | Self::Remap(vm) => Some(vm % VMS),
+            Self::Watch(_)
+            | Self::Silence(_)
+            | Self::Drain
+            | Self::Idle(_)
+            | Self::Time
+            | Self::Stick(_) => None,
+        }
+    }
 }
 
 /// A VM.
@@ -77,6 +100,8 @@ struct Guest {
     has: BTreeSet<u32>,
     /// Streams that it has had since it was created.
     had: BTreeSet<u32>,
+    /// A device of its did not stop: it never runs again, and nothing of it is reused.
+    quarantined: bool,
 }
 
 /// Which precaution the hypervisor forgets, for tests of the tests.
@@ -84,6 +109,8 @@ struct Guest {
 pub struct Carelessness {
     /// Memory is reused without a reset of the devices.
     pub no_quiesce: bool,
+    /// Memory is reused though a device did not stop.
+    pub no_quarantine: bool,
     /// Unmapped pages are reused without an invalidation.
     pub no_invalidation: bool,
 }
@@ -189,6 +216,7 @@ impl<'a, H: Hardware> Host<'a, H> {
             missing: Vec::new(),
             has: BTreeSet::new(),
             had: BTreeSet::new(),
+            quarantined: false,
         }
     }
 
@@ -213,6 +241,9 @@ impl<'a, H: Hardware> Host<'a, H> {
     ///
     /// The driver's.
     pub fn apply(&mut self, op: Op) -> Result<(), HostError> {
+        if op.vm().is_some_and(|vm| self.is_quarantined(vm)) {
+            return Ok(());
+        }
         match op {
             Op::Open(stream, vm) => self.open(self.sids[stream % 3], vm % VMS),
             Op::Configure(stream, vm, to) => {
@@ -252,6 +283,10 @@ impl<'a, H: Hardware> Host<'a, H> {
                 self.machine.pass_time(500_000);
                 Ok(())
             }
+            Op::Stick(stream) => {
+                self.machine.stick(self.sids[stream % 3]);
+                Ok(())
+            }
         }
     }
 
@@ -270,18 +305,21 @@ impl<'a, H: Hardware> Host<'a, H> {
         self.guests[vm].binding
     }
 
-    /// Gives a stream to a VM, unless another VM has it.
+    /// Whether a device of the VM's did not stop when it was to.
+    pub fn is_quarantined(&self, vm: usize) -> bool {
+        self.guests[vm].quarantined
+    }
+
+    /// Gives a stream to a VM, unless another VM has it, or had it and is in quarantine.
     ///
     /// # Errors
     ///
     /// The driver's.
     pub fn claim(&mut self, sid: u32, vm: usize) -> Result<bool, HostError> {
-        if self
-            .guests
-            .iter()
-            .enumerate()
-            .any(|(other, guest)| other != vm && guest.has.contains(&sid))
-        {
+        if self.guests.iter().enumerate().any(|(other, guest)| {
+            let kept = if guest.quarantined { &guest.had } else { &guest.has };
+            other != vm && kept.contains(&sid)
+        }) {
             return Ok(false);
         }
         let Guest { index, id, .. } = self.guests[vm];
@@ -406,10 +444,17 @@ impl<'a, H: Hardware> Host<'a, H> {
 
     fn restart(&mut self, vm: usize) -> Result<(), HostError> {
         let proof = self.close(vm)?;
+        let mut quiet = true;
         if !self.careless.no_quiesce {
             for &sid in &self.guests[vm].had {
-                self.machine.reset_device(sid);
+                quiet &= self.machine.reset_device(sid);
             }
+        }
+        if !quiet && !self.careless.no_quarantine {
+            // That the SMMU has forgotten it is not enough.
+            self.machine.quarantine(self.guests[vm].id);
+            self.guests[vm].quarantined = true;
+            return Ok(());
         }
         self.machine.retire(self.guests[vm].id);
         let next = self.guest(vm, self.guests[vm].generation + 1);

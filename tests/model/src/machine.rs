@@ -76,6 +76,8 @@ struct Vm {
     vmid: u16,
     root: u64,
     retired: bool,
+    /// Its devices may do DMA for ever.
+    quarantined: bool,
     /// What its devices may reach: (IPA, PA, size, writable).
     mappings: Vec<(u64, u64, u64, bool)>,
 }
@@ -98,6 +100,8 @@ pub(crate) struct Access {
 struct Device {
     /// Buffers that it, or its model, has mapped: they can be reached without asking the SMMU again.
     mapped: Vec<(usize, u64, u64)>,
+    /// It takes no notice of a reset.
+    stuck: bool,
 }
 
 /// How hardware stops answering.
@@ -579,7 +583,12 @@ impl Machine {
     /// A VM whose stage 2 begins at `root` and whose translations are tagged `vmid`.
     pub fn add_vm(&self, vmid: u16, root: u64) -> VmId {
         let mut world = self.world();
-        world.vms.push(Vm { vmid, root, retired: false, mappings: Vec::new() });
+        if world.vms.iter().any(|vm| vm.quarantined && vm.vmid == vmid) {
+            let what = format!("VMID {vmid} is used again though its VM is in quarantine");
+            world.violate(Property::NoReuseBeforeQuiesce, what);
+        }
+        let mappings = Vec::new();
+        world.vms.push(Vm { vmid, root, retired: false, quarantined: false, mappings });
         VmId(world.vms.len() - 1)
     }
 
@@ -645,7 +654,18 @@ impl Machine {
                 "a device still has a buffer of the VM that is retired".into(),
             );
         }
+        if world.vms[vm].quarantined {
+            world.violate(
+                Property::NoReuseBeforeQuiesce,
+                "a VM is retired though it is in quarantine".into(),
+            );
+        }
         world.vms[vm].retired = true;
+    }
+
+    /// Nothing of the VM may be anybody else's any more: its memory, its tables, its VMID.
+    pub fn quarantine(&self, VmId(vm): VmId) {
+        self.world().vms[vm].quarantined = true;
     }
 
     /// From now on the stream may reach what the VM was given.
@@ -683,11 +703,30 @@ impl Machine {
         world.devices.clear();
     }
 
-    /// Resets a device: it forgets its buffers, and what it had under way completes before.
-    pub fn reset_device(&self, sid: u32) {
+    /// Resets a device: it forgets its buffers, and what it had under way completes before. Returns whether it did.
+    pub fn reset_device(&self, sid: u32) -> bool {
         let mut world = self.world();
         world.land_all();
-        world.devices.entry(sid).or_default().mapped.clear();
+        let device = world.devices.entry(sid).or_default();
+        if !device.stuck {
+            device.mapped.clear();
+        }
+        !device.stuck
+    }
+
+    /// From now on the device takes no notice of a reset.
+    pub fn stick(&self, sid: u32) {
+        self.world().devices.entry(sid).or_default().stuck = true;
+    }
+
+    /// The device maps the buffer of a transaction that the SMMU lets through, and keeps it until it is reset.
+    pub fn map_buffer(&self, transaction: Transaction) {
+        let mut world = self.world();
+        if let Ok(Access { sid: Some(sid), vm: Some(vm), ipa, pa, .. }) =
+            world.translate(transaction)
+        {
+            world.devices.entry(sid).or_default().mapped.push((vm, ipa, pa));
+        }
     }
 
     /// An intermediate physical address where guests have a CD.
@@ -913,6 +952,10 @@ impl Frames for Pool<'_> {
     fn release(&mut self, at: Pa, size: u64) {
         let mut world = self.0.world();
         world.check_forgotten(None, Some((at.raw(), size)), "its tables are given back");
+        if world.vms.iter().any(|vm| vm.quarantined && overlaps((at.raw(), size), (vm.root, 1))) {
+            let what = "tables are given back though their VM is in quarantine".into();
+            world.violate(Property::NoReuseBeforeQuiesce, what);
+        }
         world.memory.release(at.raw(), size);
     }
 }

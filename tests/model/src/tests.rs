@@ -23,7 +23,8 @@ use crate::profile::Profile;
 use crate::violation::{Property, Violation};
 
 /// A hypervisor that forgets nothing.
-const CAREFUL: Carelessness = Carelessness { no_quiesce: false, no_invalidation: false };
+const CAREFUL: Carelessness =
+    Carelessness { no_quiesce: false, no_quarantine: false, no_invalidation: false };
 
 /// How many cases: as many times the usual number as `MODEL_CASES` says.
 fn cases(usual: u32) -> u32 {
@@ -53,6 +54,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => Just(Op::Drain),
         4 => (1_usize..30).prop_map(Op::Idle),
         1 => Just(Op::Time),
+        1 => (0_usize..3).prop_map(Op::Stick),
     ]
 }
 

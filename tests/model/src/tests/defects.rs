@@ -72,6 +72,8 @@ enum Defect {
     WritableRom,
     /// The memory of a dead VM is reused while its devices still have buffers.
     NoQuiesce,
+    /// It is reused though one of them did not stop.
+    NoQuarantine,
     /// Unmapped memory is reused without an invalidation.
     NoInvalidation,
 }
@@ -276,9 +278,13 @@ fn defective(
 ) -> Option<Violation> {
     let careless = Carelessness {
         no_quiesce: defect == Defect::NoQuiesce,
+        no_quarantine: defect == Defect::NoQuarantine,
         no_invalidation: defect == Defect::NoInvalidation,
     };
-    let ops = program(&mut Chooser::random(seed + 1000), nested);
+    let mut ops = program(&mut Chooser::random(seed + 1000), nested);
+    if defect == Defect::NoQuarantine {
+        ops.insert(0, Op::Stick(0));
+    }
     let machine = machine(profile, seed, seed.is_multiple_of(2));
     let mut streams = Streams::new();
     let layer = |machine| Saboteur::new(machine, defect);
@@ -317,6 +323,7 @@ const LIST: &[(Defect, Profile, bool, u8, Property)] = {
         (WrongBlock, NESTED, false, 10, Confinement),
         (WritableRom, NESTED, false, 10, Confinement),
         (NoQuiesce, NESTED, false, 10, NoReuseBeforeQuiesce),
+        (NoQuarantine, NESTED, false, 10, NoReuseBeforeQuiesce),
         (NoInvalidation, NESTED, false, 10, NoReuseBeforeProof),
     ]
 };

@@ -64,6 +64,7 @@ fn deviations() -> usize {
     if cases(1) > 1 { 3 } else { 2 }
 }
 
+const STUCK: Op = Op::Stick(0);
 const OPEN: Op = Op::Open(0, 0);
 const ABORT: Op = Op::Configure(0, 0, 0);
 const REFUSE: Op = Op::Configure(0, 0, 1);
@@ -119,6 +120,69 @@ fn every_schedule_of_an_unmapping_is_right() {
         for before in [&[open][..], &[open, Op::Unmap(0, 2, 0)]] {
             assert!(every_schedule(deviations() - 1, before, Op::Unmap(0, 3, 0)) > 100);
         }
+    }
+}
+
+/// Restarts VM 0 against every adversary that deviates `deviations` times, while the device of its stream keeps a
+/// buffer that it has mapped, and looks at what became of it. Returns how many schedules there were.
+fn every_restart(
+    deviations: usize,
+    before: &[Op],
+    check: fn(&Machine, &mut Host<&Machine>),
+) -> u64 {
+    explore(deviations, |chooser| {
+        let machine = Machine::new(Profile::NESTED, chooser);
+        machine.set_menu(menu());
+        let mut streams = Streams::new();
+        let mut host = Host::start(&machine, &machine, &mut streams, 6).unwrap();
+        for op in before {
+            host.expect(*op);
+            machine.map_buffer(Transaction::write(SID, RAM + 0x3008));
+        }
+        machine.set_adversary(true);
+        host.expect(Op::Restart(0));
+        machine.set_adversary(false);
+        let outcome = machine.dma(Transaction::write(SID, RAM + 0x3008));
+        assert_eq!(outcome, Outcome::Aborted, "{before:?}");
+        check(&machine, &mut host);
+        machine.land();
+        assert_eq!(machine.violation(), None, "{before:?}");
+        drop(host);
+        machine.into_chooser()
+    })
+}
+
+#[test]
+fn every_schedule_of_a_restart_gives_memory_back_after_its_proof() {
+    for open in [OPEN, NESTED] {
+        let runs = every_restart(deviations() - 1, &[open], |_, host| {
+            assert!(!host.is_quarantined(0));
+            // It begins anew, with other memory.
+            host.expect(OPEN);
+            host.expect(Op::Close(0));
+        });
+        assert!(runs > 100, "{runs}");
+    }
+}
+
+#[test]
+fn every_schedule_of_a_failed_quiesce_quarantines() {
+    // While it is open, and when it was closed before.
+    for before in [&[OPEN, STUCK][..], &[NESTED, STUCK], &[OPEN, Op::Close(0), STUCK]] {
+        let runs = every_restart(deviations(), before, |machine, host| {
+            assert!(host.is_quarantined(0));
+            let blocks = machine.live_blocks();
+            // Neither it nor its stream comes back, under whatever owner; others go on.
+            for op in [OPEN, NESTED, Op::Open(0, 1), Op::Restart(0), Op::Open(1, 0)] {
+                host.expect(op);
+                assert!(host.smmu.streams().all(|stream| !stream.state().is_open()), "{op:?}");
+            }
+            assert_eq!(machine.live_blocks(), blocks);
+            host.expect(Op::Open(1, 1));
+            host.expect(Op::Restart(1));
+            assert!(host.is_quarantined(0) && !host.is_quarantined(1));
+        });
+        assert!(runs > 500, "{runs}");
     }
 }
 
