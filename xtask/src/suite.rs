@@ -177,6 +177,23 @@ mod tests {
         assert_eq!(summary("running 3 tests"), None);
     }
 
+    /// What a system test would say only after minutes.
+    #[test]
+    fn every_sabotage_patch_applies() {
+        let folder = workspace::root().join("tests/sabotage");
+        let mut patches = 0;
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let patch = entry.unwrap().path();
+            let mut git = Command::new("git");
+            git.args(["apply", "--check"]).arg(&patch).current_dir(workspace::root());
+            let output = git.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{} does not apply: {said}", patch.display());
+            patches += 1;
+        }
+        assert!(patches > 0, "no patches in {}", folder.display());
+    }
+
     #[test]
     fn the_last_line_is_what_scripts_read() {
         let mut tally = Tally { passed: 3, failed: 0 };
