@@ -25,10 +25,11 @@ use crate::{console, idregs, takeover, teardown, typing, vuart};
 
 /// Answers the trap that `esr`, `far` and `hpfar` describe.
 pub fn trap(running: &mut Running, esr: u64, far: u64, hpfar: u64) -> Flow {
-    if !takeover::look(running) {
+    let trap = Trap::decode(esr, far, hpfar);
+    if !takeover::look(running, &trap) {
         return Flow::Continue;
     }
-    match Trap::decode(esr, far, hpfar) {
+    match trap {
         Trap::Wait => {
             // Not trapped on purpose; a CPU that traps it anyway loses nothing by going on.
             vcpu::skip(&mut running.registers, esr);

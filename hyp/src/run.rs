@@ -91,7 +91,7 @@ impl Running {
             if take_attention() || !self.entered {
                 self.load_interrupts();
             }
-            let suspected = self.vm.suspicion.is_held();
+            let suspected = self.vm.suspicion.is_held() || self.mmu.is_undecided();
             if core::mem::replace(&mut self.suspected, suspected) != suspected {
                 vcpu::trap_translation_controls(suspected);
             }

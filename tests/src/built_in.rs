@@ -22,6 +22,15 @@ pub fn vm(name: &str, role: &str, cpus: u32) -> Vm {
     vm
 }
 
+/// A VM on CPU 0 whose device moves data so often, which it checks.
+pub fn victim(rounds: u64) -> Vm {
+    let mut victim = vm("victim", "victim", 1);
+    let append = format!("rounds={rounds}");
+    victim.content = Content::BuiltIn { role: "victim".into(), append };
+    victim.cpus = Said::new(Cpus::These(vec![0]), "the test");
+    victim
+}
+
 /// A run of these VMs with further options of `cargo xtask qemu`.
 ///
 /// # Errors

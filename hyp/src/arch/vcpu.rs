@@ -161,7 +161,7 @@ pub fn configure(index: usize, vtcr: u64, vttbr: u64) {
 }
 
 /// Lets every write of the guest's translation controls trap on this CPU, or none. Where `SCTLR_EL1` traps alone, that is
-/// never needed.
+/// needed only to see what follows when the guest has switched its MMU off.
 pub fn trap_translation_controls(on: bool) {
     hcr_el2(if on { HCR | HCR_TVM } else { HCR });
     isb();

@@ -271,17 +271,28 @@ pub fn vectors_survive(between: impl FnOnce()) -> bool {
     state::vectors() == before
 }
 
-/// Switches this CPU's MMU off and on again.
+macro_rules! without_mmu {
+    ($($instruction:literal),*) => {
+        // SAFETY: memory is mapped where it is, and in between nothing accesses any; interrupts are masked.
+        unsafe {
+            asm!(
+                "mrs {daif}, daif", "msr daifset, #0xf",
+                "mrs {on}, sctlr_el1", "bic {off}, {on}, #1", "mrs {tables}, ttbr0_el1",
+                "dsb sy", "msr sctlr_el1, {off}", "isb", $($instruction,)* "msr sctlr_el1, {on}", "isb",
+                "msr daif, {daif}",
+                daif = out(reg) _, on = out(reg) _, off = out(reg) _, tables = out(reg) _,
+                options(nostack),
+            )
+        }
+    };
+}
+
+/// Switches this CPU's MMU off and on again, as a kernel does that changes its own tables.
 pub fn blink_mmu() {
-    // SAFETY: memory is mapped where it is, and in between nothing accesses any; interrupts are masked.
-    unsafe {
-        asm!(
-            "mrs {daif}, daif", "msr daifset, #0xf",
-            "mrs {on}, sctlr_el1", "bic {off}, {on}, #1",
-            "dsb sy", "msr sctlr_el1, {off}", "isb", "msr sctlr_el1, {on}", "isb",
-            "msr daif, {daif}",
-            daif = out(reg) _, on = out(reg) _, off = out(reg) _,
-            options(nostack),
-        )
-    }
+    without_mmu!();
+}
+
+/// Likewise as another kernel does, which says where its tables are.
+pub fn take_over() {
+    without_mmu!("msr ttbr0_el1, {tables}");
 }

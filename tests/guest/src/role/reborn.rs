@@ -31,7 +31,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
         println!("@finds what=pci-{function} digest={digest:#018x}");
     }
     soil(machine);
-    odd::blink_mmu();
+    odd::take_over();
     tell_all(machine);
 
     let edu = Edu::find(machine, &mut bus)?;
