@@ -254,21 +254,22 @@ pub fn hand_over(vm: &Vm, cause: Cause) -> bool {
         }
     }
     match close_and_stop(vm, cause) {
-        Ok(true) => {}
-        Ok(false) => quarantine(vm, "a function does not stop"),
+        Ok(None) => {}
+        Ok(Some(restless)) => quarantine(vm, restless),
         Err(error) => quarantine(vm, error),
     }
     // A driver that gives its SMMU up may be a kernel that starts another one.
     takeover::suspect(vm);
     let goes_on = vm.life.lock().handed_over();
     if !goes_on {
+        log::info!("{}: ended during its hand-over", vm.name());
         kick_all(vm);
     }
     goes_on
 }
 
-/// Returns whether all functions that `cause` asks to stop are quiet for sure.
-fn close_and_stop(vm: &Vm, cause: Cause) -> Result<bool, HostError> {
+/// Returns the first of the functions that `cause` asks to stop of which it is not sure that it did.
+fn close_and_stop(vm: &Vm, cause: Cause) -> Result<Option<Restless>, HostError> {
     let hardware = &hypervisor().pci.hardware;
     // What the last watch heard was after its own cause.
     hypervisor().iommus.settle();
@@ -277,12 +278,12 @@ fn close_and_stop(vm: &Vm, cause: Cause) -> Result<bool, HostError> {
     {
         HandOver::Preserve => {
             note(vm, cause, 0, timer::now_us(), None);
-            return Ok(true);
+            return Ok(None);
         }
         HandOver::CloseOnly => {
             close(vm, cause)?;
             vm.pci.lock().close(hardware, |_| true);
-            return Ok(true);
+            return Ok(None);
         }
         HandOver::CloseFirst(scope) => {
             let id = close(vm, cause)?;
@@ -304,7 +305,7 @@ fn close_and_stop(vm: &Vm, cause: Cause) -> Result<bool, HostError> {
     bus.quiesced(&mut &vm.space, &outcomes);
     drop(bus);
     vm.teardowns.lock().note_quiesced(id, &outcomes);
-    Ok(are_quiet(&outcomes))
+    Ok(restless(&outcomes))
 }
 
 /// Watches functions that could do DMA and cannot be made to forget it, if there are any: time for culprits to show.
@@ -339,8 +340,8 @@ fn stop(vm: &Vm, scope: Scope, chosen: fn(&Request) -> bool) -> Vec<pci::Quiesce
             // Left alone: what it knew it knows.
             None | Some(pci::How::Idle) => *past,
             Some(how) if how.is_reset() => Past::Clean,
-            // What was heard may be heard again.
-            Some(_) if was_heard(owned) => Past::Noisy,
+            // What was heard may be heard again; and who was to be reset was not listened to.
+            Some(_) if was_heard(owned) || forgets(&vm::request(owned)) => Past::Noisy,
             Some(_) => Past::Silent,
         };
     }
@@ -355,8 +356,27 @@ fn was_heard(owned: &Owned) -> bool {
     })
 }
 
-fn are_quiet(outcomes: &[pci::Quiesced]) -> bool {
-    outcomes.iter().all(|outcome| outcome.clean && outcome.usable)
+/// A function for which there is no proof that it has stopped.
+struct Restless(pci::Quiesced);
+
+impl core::fmt::Display for Restless {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self(outcome) = self;
+        let at = outcome.function;
+        if outcome.unreset {
+            // What helps where that is the device's way: the manifest can say that bus mastering is enough.
+            write!(f, "{at} was not reset by what it has for that (see `reset = \"bus-master\"`)")
+        } else if !outcome.clean {
+            write!(f, "{at} does not stop")
+        } else {
+            write!(f, "{at} does not come back from its reset")
+        }
+    }
+}
+
+/// The first function for which there is no proof (C3).
+fn restless(outcomes: &[pci::Quiesced]) -> Option<Restless> {
+    outcomes.iter().find(|outcome| !(outcome.clean && outcome.usable)).copied().map(Restless)
 }
 
 fn record(outcome: &pci::Quiesced) -> Quiesced {
@@ -402,11 +422,13 @@ fn stop_dead(vm: &Vm, end: End, chosen: fn(&Request) -> bool) -> bool {
         teardowns.note_quiesced(id, &outcomes);
     }
     drop(teardowns);
-    let quiet = are_quiet(&outcomes);
-    if !quiet {
-        quarantine(vm, "a function does not stop");
+    match restless(&outcomes) {
+        None => true,
+        Some(restless) => {
+            quarantine(vm, restless);
+            false
+        }
     }
-    quiet
 }
 
 /// Puts everything that the VM sees of the machine back to its state at a cold boot.

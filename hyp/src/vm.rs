@@ -413,18 +413,18 @@ impl Vm {
     }
 }
 
-/// The functions as PCI needs to know them to stop them.
+/// A function as PCI needs to know it to stop it.
+pub fn request(function: &Owned) -> Request {
+    let policy = match function.reset {
+        Reset::Auto => ResetPolicy::Auto,
+        Reset::BusMaster => ResetPolicy::BusMaster,
+    };
+    Request { function: function.address, policy }
+}
+
+/// Likewise all of a VM.
 pub fn requests(functions: &[Owned]) -> Vec<Request, MAX_FUNCTIONS> {
-    functions
-        .iter()
-        .map(|function| Request {
-            function: function.address,
-            policy: match function.reset {
-                Reset::Auto => ResetPolicy::Auto,
-                Reset::BusMaster => ResetPolicy::BusMaster,
-            },
-        })
-        .collect()
+    functions.iter().map(request).collect()
 }
 
 /// EL2's boot is the end of an unknown predecessor: what it left armed is stopped, and remembered (C1, C6).

@@ -26,6 +26,8 @@ mod machines;
 mod native;
 #[path = "system/operator.rs"]
 mod operator;
+#[path = "system/quarantine.rs"]
+mod quarantine;
 #[path = "system/sabotage.rs"]
 mod sabotage;
 #[path = "system/suites.rs"]
@@ -49,6 +51,7 @@ fn main() {
         harness::TESTS,
         machines::TESTS,
         operator::TESTS,
+        quarantine::TESTS,
         suites::TESTS,
         sabotage::TESTS,
         native::TESTS,

@@ -101,8 +101,11 @@ pub struct Quiesced {
     /// How.
     pub how: How,
     /// Whether, as far as its configuration space tells, it neither masters the bus nor waits for an answer.
-    /// Without a reset that is the weaker proof: see [`How::is_reset`].
+    /// Without a reset that is the weaker proof, see [`How::is_reset`]: it does for a function that never had one, or
+    /// must not be reset, but not for one that was to be reset and was not.
     pub clean: bool,
+    /// Whether it was to be reset, and whatever it has that resets a function did not do so: then it is not clean.
+    pub unreset: bool,
     /// Whether its configuration is as it should be. If not, it is lost until a later reset brings it back, and
     /// nobody may use it.
     pub usable: bool,
@@ -221,6 +224,8 @@ struct Job<'a> {
     saved: Saved,
     /// Decode and interrupt bits that the command register really held before the reset.
     witness: u16,
+    /// A reset of it was begun.
+    tried: bool,
     stopped: Option<How>,
 }
 
@@ -245,6 +250,7 @@ impl<'a> Job<'a> {
             armed: command & reg::COMMAND_BUS_MASTER != 0,
             saved,
             witness: config.read16(reg::COMMAND) & quiet,
+            tried: false,
             stopped: None,
         }
     }
@@ -338,13 +344,15 @@ impl<'a> Job<'a> {
 
     fn end<C: ConfigSpace>(&self, space: &C) -> Quiesced {
         let how = self.stopped.unwrap_or(How::BusMaster);
+        let unreset = self.tried && !how.is_reset();
         let config = self.config(space);
         config.write16(reg::COMMAND, self.saved.command);
         Quiesced {
             function: self.function.at,
             armed: self.armed,
             how,
-            clean: !is_armed(space, self.function) && !self.is_pending(space),
+            clean: !unreset && !is_armed(space, self.function) && !self.is_pending(space),
+            unreset,
             usable: self.is_usable(space),
         }
     }
@@ -353,8 +361,9 @@ impl<'a> Job<'a> {
 /// Resets every function that still needs it by `method`, all at the same time.
 fn run<H: ConfigSpace + Patience>(hardware: &H, jobs: &mut [Job<'_>], method: Method) {
     let mut started = Vec::<usize, MAX_VM_FUNCTIONS>::new();
-    for (index, job) in jobs.iter().enumerate() {
+    for (index, job) in jobs.iter_mut().enumerate() {
         if job.wants_reset() && job.start(hardware, method) {
+            job.tried = true;
             // There are no more jobs than this holds.
             _ = started.push(index);
         }
@@ -389,8 +398,9 @@ fn run<H: ConfigSpace + Patience>(hardware: &H, jobs: &mut [Job<'_>], method: Me
 /// Resets every virtio device that still needs it.
 fn reset_virtio<H: ConfigSpace + DeviceMemory + Patience>(hardware: &H, jobs: &mut [Job<'_>]) {
     let mut started = Vec::<usize, MAX_VM_FUNCTIONS>::new();
-    for (index, job) in jobs.iter().enumerate() {
+    for (index, job) in jobs.iter_mut().enumerate() {
         if job.wants_reset() && virtio::start_reset(hardware, job.function) {
+            job.tried = true;
             // There are no more jobs than this holds.
             _ = started.push(index);
         }
@@ -426,6 +436,7 @@ fn reset_buses<H: ConfigSpace + Patience>(hardware: &H, topology: &Topology, job
             jobs.iter().all(|job| !below(job) || job.answers(hardware))
         });
         for job in jobs.iter_mut().filter(|job| below(job)) {
+            job.tried |= job.wants_reset();
             if job.revive(hardware) && job.stopped.is_none_or(|how| how == How::Idle) {
                 job.stopped = Some(How::BusReset);
             }

@@ -487,7 +487,14 @@ fn a_function_level_reset_is_restored() {
     let [done] = stop(&world, &topology, &["01:00.0"], Scope::All)[..] else { panic!() };
     assert_eq!(
         done,
-        Quiesced { function: at("01:00.0"), armed: true, how: How::Flr, clean: true, usable: true }
+        Quiesced {
+            function: at("01:00.0"),
+            armed: true,
+            how: How::Flr,
+            clean: true,
+            unreset: false,
+            usable: true
+        }
     );
     assert_in_place(&world, &topology, "01:00.0");
     world.with(at("01:00.0"), |fake| {
@@ -524,9 +531,16 @@ fn a_reset_that_did_not_happen_is_not_believed() {
     let topology = world.enumerate();
     arm(&world, "00:01.0");
     let [done] = stop(&world, &topology, &["00:01.0"], Scope::All)[..] else { panic!() };
-    // Neither function-level reset nor D3hot did anything, and nothing is above it.
-    assert_eq!((done.how, done.clean, done.usable), (How::BusMaster, true, true));
+    // Neither function-level reset nor D3hot did anything, and nothing is above it: what it holds is unknown (C3).
+    assert_eq!((done.how, done.unreset), (How::BusMaster, true));
+    assert_eq!((done.clean, done.usable), (false, true));
     assert!(!world.armed(at("00:01.0")));
+
+    // The operator says that bus master off will do.
+    let request = Request { function: at("00:01.0"), policy: ResetPolicy::BusMaster };
+    let [done] = quiesce(&world, &topology, &[request], Scope::All)[..] else { panic!() };
+    assert_eq!((done.how, done.unreset), (How::BusMaster, false));
+    assert_eq!((done.clean, done.usable), (true, true));
 }
 
 #[test]
@@ -570,7 +584,7 @@ fn a_virtio_device_without_a_reset_of_its_own_is_told_to_forget() {
     let done = stop(&world, &topology, &["00:01.0", "00:02.0"], Scope::All);
     assert_eq!((done[0].how, done[0].clean, done[0].usable), (How::Virtio, true, true));
     assert_eq!(world.with(at("00:01.0"), |fake| fake.status), 0);
-    assert_eq!(done[1].how, How::BusMaster);
+    assert_eq!((done[1].how, done[1].unreset, done[1].clean), (How::BusMaster, true, false));
     assert!(!world.armed(at("00:01.0")) && !world.armed(at("00:02.0")));
 }
 
@@ -606,7 +620,8 @@ fn a_bus_is_reset_only_if_all_of_it_is_the_owners() {
     world.add(Some(port), Fake::new(2, 0, EDU, 0).mem32(0, 0x1000));
     let topology = world.enumerate();
     let done = stop(&world, &topology, &["01:01.0"], Scope::All);
-    assert_eq!(done[0].how, How::BusMaster);
+    // Nothing was tried, so that nothing failed.
+    assert_eq!((done[0].how, done[0].unreset, done[0].clean), (How::BusMaster, false, true));
     assert_eq!(world.with(at("01:02.0"), |fake| fake.resets), 0);
 
     // The operator forbids to reset one of them.

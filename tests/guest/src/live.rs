@@ -83,6 +83,7 @@ fn driver(name: &str) -> Result<(u32, Driver), &'static str> {
         "es1370" => (es1370::ID, es1370::start),
         "ohci" => (ohci::ID, ohci::start),
         "e1000" => (e1000::ID, e1000::start),
+        "e1000e" => (e1000::ID_EXPRESS, e1000::start),
         "virtio-blk" => (virtio_blk::ID, virtio_blk::start),
         "nvme" => (nvme::ID, nvme::start),
         _ => return Err("bootargs: unknown source"),
