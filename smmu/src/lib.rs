@@ -19,6 +19,7 @@ pub mod event;
 mod fake;
 pub mod format;
 pub mod guest;
+mod history;
 pub mod invalidate;
 pub mod plan;
 pub mod ports;

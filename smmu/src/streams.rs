@@ -1,18 +1,17 @@
 //! What is known of each stream: whose it is, in which state, and what its device tried.
 
-use heapless::{HistoryBuf, Vec};
+use heapless::Vec;
 
 use crate::addr::{Iova, Pa, StreamId, VmIndex, Vmid};
 use crate::device::Budgets;
 use crate::error::HostError;
 use crate::event::{Event, Kind};
+use crate::history::History;
 use crate::stage2::{Format, Stage2};
 use crate::ste::Stage1Config;
 
 /// The most streams of one SMMU.
 pub const MAX_STREAMS: usize = 64;
-/// How many state changes of a stream are remembered.
-pub const MAX_HISTORY: usize = 64;
 
 /// What the physical stream table says of a stream (C2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +127,7 @@ pub struct Stream {
     pub(crate) closed: bool,
     cfgi: u32,
     transitions: u32,
-    history: HistoryBuf<Transition, MAX_HISTORY>,
+    history: History,
     faults: [u64; Kind::COUNT],
     armed_at_close: bool,
     stopped: Stopped,
@@ -167,7 +166,7 @@ impl Stream {
             closed: false,
             cfgi: 0,
             transitions: 0,
-            history: HistoryBuf::new(),
+            history: History::new(),
             faults: [0; Kind::COUNT],
             armed_at_close: false,
             stopped: Stopped::default(),
@@ -206,9 +205,9 @@ impl Stream {
         self.transitions
     }
 
-    /// The last [`MAX_HISTORY`] changes, oldest first. Before the first, the state was *abort*.
+    /// The last changes, oldest first: some hundreds, in as many bytes. Before the first, the state was *abort*.
     pub fn history(&self) -> impl Iterator<Item = Transition> + '_ {
-        self.history.oldest_ordered().copied()
+        self.history.iter()
     }
 
     /// How many `CMD_CFGI_STE` were issued for it.
@@ -316,7 +315,7 @@ impl Stream {
     ) {
         if state != self.state {
             self.transitions += 1;
-            self.history.write(Transition { state, cfgi });
+            self.history.add(Transition { state, cfgi });
         }
         self.state = state;
         self.binding = binding;
