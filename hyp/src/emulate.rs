@@ -195,15 +195,16 @@ fn memory(running: &mut Running, ipa: Ipa, access: Access) -> Answer {
     if !ipa.is_aligned(access.width.bytes()) {
         return Answer::Nothing;
     }
-    let redistributors = GICR_STRIDE * running.vm.vcpus.len() as u64;
-    if let Some(offset) = within(ipa, GICD, GICD_SIZE) {
+    let redistributors = || GICR_STRIDE * running.vm.vcpus.len() as u64;
+    // First what comes often.
+    if let (Some(offset), Some(smmu)) = (within(ipa, SMMU, SMMU_SIZE), &running.vm.smmu) {
+        smmu_register(running, smmu, offset as u32, access);
+    } else if let Some(offset) = within(ipa, GICD, GICD_SIZE) {
         gic_register(running, Region::Distributor, offset, access);
-    } else if let Some(offset) = within(ipa, GICR, redistributors) {
+    } else if let Some(offset) = within(ipa, GICR, redistributors()) {
         gic_register(running, Region::Redistributor, offset, access);
     } else if let Some(offset) = within(ipa, PL011, PL011_SIZE) {
         uart_register(running, offset, access);
-    } else if let (Some(offset), Some(smmu)) = (within(ipa, SMMU, SMMU_SIZE), &running.vm.smmu) {
-        smmu_register(running, smmu, offset as u32, access);
     } else if let Some(offset) = within(ipa, PCI_ECAM, PCI_ECAM_SIZE) {
         config_register(running, offset, access);
     } else if PCI_WINDOWS.iter().any(|&(base, size)| within(ipa, base, size).is_some()) {

@@ -7,7 +7,7 @@
 //!
 //! Events that are found under a physical SMMU's lock wait in an [`Inbox`]; the VM's own CPUs hand them on.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use heapless::Vec;
 use platform::bundle::OnCrashKexec;
@@ -50,6 +50,8 @@ pub struct GuestSmmu {
     state: Mutex<VirtualSmmu>,
     frames: RegisterPages,
     inbox: Mutex<Inbox>,
+    /// Whether something may be in there. Changed with it locked.
+    heard: AtomicBool,
     /// When a CPU of the VM has to look after it, on EL2's clock.
     due_us: AtomicU64,
 }
@@ -113,6 +115,7 @@ impl GuestSmmu {
             state: Mutex::new(VirtualSmmu::new(&config)),
             frames: RegisterPages::allocate().ok_or(NoFrames)?,
             inbox: Mutex::new(Inbox::new()),
+            heard: AtomicBool::new(false),
             due_us: AtomicU64::new(NEVER),
         };
         smmu.reset(&mut smmu.lock(), abort);
@@ -139,7 +142,10 @@ impl GuestSmmu {
 
     /// An event of SMMU number `smmu` that may be the guest's: a CPU of the VM will look at it.
     pub fn note(&self, smmu: u8, event: &Event) {
-        self.inbox.lock().put(smmu, event);
+        let mut inbox = self.inbox.lock();
+        inbox.put(smmu, event);
+        self.heard.store(true, Ordering::Release);
+        drop(inbox);
         self.due_us.store(AT_ONCE, Ordering::Release);
     }
 
@@ -160,7 +166,8 @@ impl GuestSmmu {
         if teardown::is_stopping(vm) {
             return (Work::Done, Interrupts::default());
         }
-        let mut physical = Behind { vm, smmu: self, looked: false };
+        let iommus = hypervisor().iommus;
+        let mut physical = Behind { vm, smmu: self, iommus, looked: false };
         let mut ports = Ports { memory: &vm.ram, frames: &self.frames, physical: &mut physical };
         let left = work(&mut state, &mut ports).unwrap_or_else(|error| give_up(error));
         if left == Work::More {
@@ -197,8 +204,15 @@ impl GuestSmmu {
         interrupts
     }
 
+    /// Takes the oldest event. What is put in under a physical SMMU's lock is seen by whoever has had that lock since.
     fn take(&self) -> Option<(u8, Event)> {
-        self.inbox.lock().take()
+        if !self.heard.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut inbox = self.inbox.lock();
+        let event = inbox.take();
+        self.heard.store(!inbox.is_empty(), Ordering::Release);
+        event
     }
 }
 
@@ -206,13 +220,14 @@ impl GuestSmmu {
 struct Behind<'a> {
     vm: &'a Vm,
     smmu: &'a GuestSmmu,
+    iommus: &'static Iommus,
     /// Whether the event queues were looked at for this batch.
     looked: bool,
 }
 
 impl Physical for Behind<'_> {
     fn configure(&mut self, smmu: u8, sid: StreamId, to: &Configuration) -> Result<(), HostError> {
-        let iommu = &hypervisor().iommus.0[usize::from(smmu)];
+        let iommu = &self.iommus.0[usize::from(smmu)];
         let mut driver = iommu.lock();
         let is_open =
             |driver: &mut Driver| driver.stream_mut(sid).is_some_and(|s| s.state().is_open());
@@ -233,16 +248,16 @@ impl Physical for Behind<'_> {
 
     fn relay(&mut self, smmu: u8, command: Command) -> Result<(), HostError> {
         let Vm { index, vmid, .. } = *self.vm;
-        hypervisor().iommus.0[usize::from(smmu)].lock().relay(index, vmid, command)
+        self.iommus.0[usize::from(smmu)].lock().relay(index, vmid, command)
     }
 
     fn sync(&mut self, smmu: u8) -> Result<(), HostError> {
-        hypervisor().iommus.0[usize::from(smmu)].lock().sync()
+        self.iommus.0[usize::from(smmu)].lock().sync()
     }
 
     fn next_event(&mut self) -> Option<(u8, Event)> {
         if !core::mem::replace(&mut self.looked, true) {
-            hypervisor().iommus.collect();
+            self.iommus.collect();
         }
         self.smmu.take()
     }

@@ -668,6 +668,7 @@ impl VirtualSmmu {
         }
     }
 
+    #[inline]
     fn relay(
         &mut self,
         ports: &mut Ports<'_>,
@@ -681,6 +682,7 @@ impl VirtualSmmu {
     }
 
     /// Puts the guest's last `CMD_SYNC` between what came before it and what comes now.
+    #[inline]
     fn order(&mut self, ports: &mut Ports<'_>) -> Result<(), HostError> {
         if core::mem::take(&mut self.sync_due) {
             for smmu in bits(core::mem::take(&mut self.unsynced)) {

@@ -27,6 +27,11 @@ pub trait Memory {
     fn load(&self, at: Pa) -> u64;
     /// Writes one word, as one single-copy atomic 64-bit store.
     fn store(&self, at: Pa, value: u64);
+    /// Writes two words, the second one behind the first, in any order.
+    fn store_pair(&self, at: Pa, [low, high]: [u64; 2]) {
+        self.store(at, low);
+        self.store(at.add(8), high);
+    }
     /// Makes every earlier store visible to the SMMU and to table walkers before any later one.
     fn publish(&self);
 }
@@ -77,6 +82,10 @@ impl<T: Memory + ?Sized> Memory for &T {
 
     fn store(&self, at: Pa, value: u64) {
         (**self).store(at, value);
+    }
+
+    fn store_pair(&self, at: Pa, values: [u64; 2]) {
+        (**self).store_pair(at, values);
     }
 
     fn publish(&self) {

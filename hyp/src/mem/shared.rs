@@ -14,10 +14,17 @@ use crate::mem::frames::{TABLES, TableFrames};
 #[derive(Clone, Copy, Debug)]
 pub struct TableWords;
 
+fn words<const COUNT: usize>(at: Pa) -> &'static [AtomicU64; COUNT] {
+    let spans = TABLES.spans(at, 8 * COUNT as u64);
+    assert!(at.is_aligned(8) && spans, "{at} is no word of a table frame");
+    // SAFETY: the words are aligned and inside the pool, which is mapped as Data for ever; everybody reaches them
+    // atomically.
+    unsafe { &*(at.raw() as *const [AtomicU64; COUNT]) }
+}
+
 fn word(at: Pa) -> &'static AtomicU64 {
-    assert!(at.is_aligned(8) && TABLES.spans(at, 8), "{at} is no word of a table frame");
-    // SAFETY: the word is aligned and inside the pool, which is mapped as Data for ever; everybody reaches it atomically.
-    unsafe { AtomicU64::from_ptr(at.raw() as *mut u64) }
+    let [word] = words(at);
+    word
 }
 
 impl Memory for TableWords {
@@ -27,6 +34,12 @@ impl Memory for TableWords {
 
     fn store(&self, at: Pa, value: u64) {
         word(at).store(value, Ordering::Relaxed);
+    }
+
+    fn store_pair(&self, at: Pa, [low, high]: [u64; 2]) {
+        let [first, second] = words(at);
+        first.store(low, Ordering::Relaxed);
+        second.store(high, Ordering::Relaxed);
     }
 
     fn publish(&self) {
@@ -87,6 +100,10 @@ impl Memory for SmmuHardware {
         TableWords.store(at, value);
     }
 
+    fn store_pair(&self, at: Pa, values: [u64; 2]) {
+        TableWords.store_pair(at, values);
+    }
+
     fn publish(&self) {
         TableWords.publish();
     }
@@ -145,6 +162,6 @@ impl RegisterFrames for RegisterPages {
         let register = unsafe { AtomicU32::from_ptr(at.raw() as *mut u32) };
         sysreg::dsb_sy();
         register.store(value, Ordering::Relaxed);
-        cache::clean(at, 4);
+        cache::clean_word(at);
     }
 }

@@ -18,6 +18,7 @@ pub struct Ring {
 impl Ring {
     /// The queue of `1 << entry_log2`-byte entries that `base` describes. A size above the largest counts as
     /// that, and address bits below the size of the queue as 0 (sections 6.3.26 and 6.3.29).
+    #[inline]
     pub fn new(base: u64, entry_log2: u8) -> Self {
         let log2 = ((base & 0x1f) as u8).min(MAX_LOG2);
         let address = base & 0x00ff_ffff_ffff_ffe0;
@@ -25,11 +26,13 @@ impl Ring {
     }
 
     /// The bits of an index that count.
+    #[inline]
     pub fn wrap(self, index: u32) -> u32 {
         index & ((2 << self.log2) - 1)
     }
 
     /// The index after this one.
+    #[inline]
     pub fn next(self, index: u32) -> u32 {
         self.wrap(index.wrapping_add(1))
     }
@@ -45,6 +48,7 @@ impl Ring {
     }
 
     /// Where the entry is.
+    #[inline]
     pub fn entry(self, index: u32) -> Ipa {
         let slot = u64::from(index) & ((1 << self.log2) - 1);
         // The base is a multiple of the queue's size.

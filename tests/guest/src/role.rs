@@ -2,6 +2,7 @@
 
 mod check;
 mod cold;
+mod cost;
 mod forger;
 mod irq;
 mod lineage;
@@ -40,6 +41,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
         "scenarios" => scenarios::run(machine),
         "smmu" => smmu::run(machine),
         "cold" => cold::run(machine),
+        "cost" => cost::run(machine),
         "reborn" => reborn::run(machine),
         "smp" => smp::run(machine),
         "spin" => spin::run(machine),

@@ -30,13 +30,18 @@ pub struct Registers {
 }
 
 impl Registers {
+    /// What looks like some, elsewhere.
+    pub fn at(base: u64) -> Self {
+        Self { base }
+    }
+
     /// Those of the machine's SMMU.
     ///
     /// # Errors
     ///
     /// A reason if there is none.
     pub fn find(machine: &Machine) -> Result<Self, &'static str> {
-        Ok(Self { base: node(machine)?.registers.start })
+        Ok(Self::at(node(machine)?.registers.start))
     }
 
     /// The address of the register at `offset`.

@@ -25,6 +25,7 @@ pub const TESTS: &[Test] = &[
     ("qemu::a_virtual_smmu_is_as_specified", || smmu("smmu", 2, &[])),
     ("qemu::a_virtual_smmu_on_an_older_cpu", || smmu("smmu", 1, &["--cpu", "cortex-a57"])),
     ("qemu::a_guests_stage_1_is_its_own", || smmu("stage1", 2, &["--cpu", "cortex-a72"])),
+    ("qemu::a_batch_of_one_command_is_cheap", batch_cost),
     ("qemu::a_forging_driver_hurts_only_itself", forger),
     ("qemu::a_bare_smmu_is_what_the_suites_take_it_for", bare_smmu),
     // Its registers are fewer than a page, so EL2 forwards accesses to them, and it answers 64-bit ones with an error.
@@ -46,6 +47,18 @@ fn cold() -> Result<()> {
 /// A suite of the SMMU that the hypervisor shows.
 fn smmu(role: &str, cpus: u32, options: &[&str]) -> Result<()> {
     suite(role, cpus, options)?.printed("@iommu smmu=virtual")?;
+    Ok(())
+}
+
+/// EL2's instructions for a batch of one command and a `CMD_SYNC`, from the trap to the guest's next instruction, on a
+/// machine whose time is a count of instructions.
+fn batch_cost() -> Result<()> {
+    let run = suite("cost", 1, &["--icount"])?;
+    let cost = run.outcome.console.iter().find_map(|line| {
+        line.split_once("@cost what=batch instructions=")?.1.trim().parse::<u64>().ok()
+    });
+    let cost = cost.context("nobody said what a batch costs")?;
+    ensure!((1..=1_500).contains(&cost), "{cost} instructions for a batch");
     Ok(())
 }
 

@@ -67,6 +67,14 @@ registers! {
     set_group1_enable = "S3_0_C12_C12_7": write;
 }
 
+/// Executes `count` instructions, an even number above 0.
+pub fn spend(count: u64) {
+    // SAFETY: a loop that touches one register and the flags.
+    unsafe {
+        asm!("0: subs {0}, {0}, #2", "b.ne 0b", inout(reg) count => _, options(nomem, nostack))
+    }
+}
+
 /// The index of this CPU, 0 for the one that booted.
 pub fn index() -> usize {
     let index: u64;
