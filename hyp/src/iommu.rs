@@ -1,6 +1,7 @@
 //! The machine's SMMUs, each behind one ticket lock.
 
 use heapless::Vec;
+use platform::bundle;
 use platform::dt::{self, MAX_DEVICES, Phandle};
 use smmu::addr::{Pa, StreamId, VmIndex, Vmid};
 use smmu::caps::Refusal;
@@ -50,6 +51,8 @@ impl Iommu {
         hardware: SmmuHardware,
         config: &Config,
     ) -> Result<Self, Refusal> {
+        // All functions of all VMs may be behind one.
+        const { assert!(smmu::streams::MAX_STREAMS >= bundle::MAX_STREAMS) }
         static STREAMS: [Mutex<Streams>; MAX_DEVICES] =
             [const { Mutex::new(Streams::new()) }; MAX_DEVICES];
         // Each driver has its streams for ever.

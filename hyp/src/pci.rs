@@ -23,6 +23,8 @@ mod tests;
 mod topology;
 mod virtio;
 
+/// The most functions that one VM owns.
+pub use platform::bundle::MAX_FUNCTIONS as MAX_VM_FUNCTIONS;
 pub use platform::pcie::{Bdf, Pin};
 use smmu::addr::Pa;
 use smmu::ports::Clock;
@@ -41,9 +43,6 @@ pub(crate) use self::registers as reg;
 pub use self::topology::{MAX_FUNCTIONS, Topology};
 pub(crate) use self::virtio::configuration_type;
 pub use self::virtio::{Bypass, dma_check};
-
-/// The most functions that one VM owns.
-pub const MAX_VM_FUNCTIONS: usize = 16;
 
 /// The physical configuration space (ECAM, section 7.2.2).
 ///

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use heapless::{String, Vec};
 use platform::report::{
     self as format, Command, Count, Events, Fault, Hex, MAX_LINE, MemoryKind, Name, Record, Sizes,
-    Step, Stopped, Stream, StreamState, VmExits, VmMemory,
+    Step, Stopped, Stream, StreamState, TeardownFunction, TeardownMoment, VmExits, VmMemory,
 };
 use smmu::addr::StreamId;
 use smmu::guest::Counters;
@@ -18,7 +18,7 @@ use crate::iommu::Iommu;
 use crate::machine::{self, hypervisor};
 use crate::mem::{frames, layout};
 use crate::pci::MAX_VM_FUNCTIONS;
-use crate::teardown::MAX_TEARDOWNS;
+use crate::teardown::{MAX_TEARDOWNS, TeardownId};
 use crate::vm::Vm;
 
 /// More kinds of commands than there are.
@@ -51,12 +51,12 @@ impl Sender {
 
 /// Sends a complete report.
 pub fn send() {
-    // One at a time: lines of two reports would mix.
-    static SENDING: Mutex<()> = Mutex::new(());
-    let _guard = SENDING.lock();
+    // One at a time: lines of two reports would mix. And it is too large for a stack.
+    static SENDER: Mutex<Sender> = Mutex::new(Sender { line: String::new(), records: 0 });
+    let mut out = SENDER.lock();
     let hypervisor = hypervisor();
     hypervisor.iommus.settle();
-    let mut out = Sender { line: String::new(), records: 0 };
+    out.records = 0;
     out.send(&Record::Begin { version: 1 });
     for vm in machine::vms() {
         send_vm(&mut out, vm);
@@ -102,17 +102,43 @@ fn send_vm(out: &mut Sender, vm: &Vm) {
             kind,
         }));
     }
-    for index in 0..MAX_TEARDOWNS {
-        let teardown = vm.teardowns.lock().last().nth(index).cloned();
-        if let Some(teardown) = teardown {
-            out.send(&Record::Teardown(teardown));
-        }
+    let teardowns: Vec<_, MAX_TEARDOWNS> = vm.teardowns.lock().last().collect();
+    for (id, teardown) in teardowns.into_iter().zip(0..) {
+        send_teardown(out, vm, id, teardown);
     }
     for (reason, times) in vm.exits.iter().filter(|(_, times)| *times > 0) {
         out.send(&Record::VmExits(VmExits {
             vm: name.clone(),
             reason: count(reason.name(), times),
         }));
+    }
+}
+
+/// Sends the VM's teardown `id`, the one number `teardown` of its report.
+fn send_teardown(out: &mut Sender, vm: &Vm, id: TeardownId, teardown: u32) {
+    // Copies one by one, so that nobody waits while they are printed.
+    let get = |index: usize| {
+        let mut all = vm.teardowns.lock();
+        let noted = all.get(id)?;
+        let pieces = (noted.quiesced.get(index).cloned(), noted.moments.get(index).cloned());
+        Some((noted.teardown.clone(), pieces))
+    };
+    let Some((record, _)) = get(0) else { return };
+    out.send(&Record::Teardown(record));
+    for index in 0.. {
+        let Some((_, pieces)) = get(index) else { return };
+        let (function, moment) = pieces;
+        if function.is_none() && moment.is_none() {
+            return;
+        }
+        if let Some(function) = function {
+            let vm = vm.name().clone();
+            out.send(&Record::TeardownFunction(TeardownFunction { vm, teardown, function }));
+        }
+        if let Some(moment) = moment {
+            let vm = vm.name().clone();
+            out.send(&Record::TeardownMoment(TeardownMoment { vm, teardown, moment }));
+        }
     }
 }
 

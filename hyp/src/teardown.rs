@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 use heapless::{Deque, String, Vec};
 use platform::bundle::{MAX_FUNCTIONS, MAX_VMS};
 use platform::pcie::Bdf;
-use platform::report::{Cause, Moment, Quiesced, Teardown, What};
+use platform::report::{Cause, MAX_MOMENTS, Moment, Quiesced, Teardown, What};
 use smmu::error::HostError;
 use smmu::streams::Stream;
 use spin::Mutex;
@@ -43,10 +43,16 @@ pub struct Teardowns {
 /// Those of every VM: in one place, because they are too large to be handed about on a stack.
 static TEARDOWNS: [Mutex<Teardowns>; MAX_VMS] = [const { Mutex::new(Teardowns::new()) }; MAX_VMS];
 
+/// One close, and what is reported of it.
 #[derive(Debug)]
-struct Noted {
+pub struct Noted {
     began_us: u64,
-    teardown: Teardown,
+    /// The close.
+    pub teardown: Teardown,
+    /// What became of each function.
+    pub quiesced: Vec<Quiesced, MAX_FUNCTIONS>,
+    /// What happened when.
+    pub moments: Vec<Moment, MAX_MOMENTS>,
 }
 
 /// Names one close of a VM.
@@ -64,8 +70,8 @@ impl Teardowns {
     }
 
     /// The last ones, oldest first.
-    pub fn last(&self) -> impl Iterator<Item = &Teardown> {
-        self.last.iter().map(|noted| &noted.teardown)
+    pub fn last(&self) -> impl Iterator<Item = TeardownId> + use<> {
+        (self.forgotten..self.forgotten + self.last.len()).map(TeardownId)
     }
 
     fn add(&mut self, began_us: u64, teardown: Teardown) -> TeardownId {
@@ -73,8 +79,9 @@ impl Teardowns {
             self.last.pop_front();
             self.forgotten += 1;
         }
+        let noted = Noted { began_us, teardown, quiesced: Vec::new(), moments: Vec::new() };
         // There is room now.
-        let _ = self.last.push_back(Noted { began_us, teardown });
+        let _ = self.last.push_back(noted);
         TeardownId(self.forgotten + self.last.len() - 1)
     }
 
@@ -90,15 +97,15 @@ impl Teardowns {
         Some(TeardownId(self.forgotten + self.last.len().checked_sub(1)?))
     }
 
-    fn get(&mut self, TeardownId(number): TeardownId) -> Option<&mut Noted> {
+    /// One of [`Teardowns::last`], unless it was forgotten meanwhile.
+    pub fn get(&mut self, TeardownId(number): TeardownId) -> Option<&mut Noted> {
         self.last.iter_mut().nth(number.checked_sub(self.forgotten)?)
     }
 
     /// Adds what happened at `at_us`, on EL2's clock, to one that is not forgotten yet.
     fn mark(&mut self, id: TeardownId, at_us: u64, what: What, device: Option<Bdf>, count: u64) {
-        let Some(Noted { began_us, teardown }) = self.get(id) else { return };
+        let Some(Noted { began_us, moments, .. }) = self.get(id) else { return };
         let device = device.map(address).unwrap_or_default();
-        let moments = &mut teardown.moments;
         if let Some(known) = moments.iter_mut().find(|m| m.what == what && m.device == device) {
             known.count = count;
             return;
@@ -113,9 +120,9 @@ impl Teardowns {
         let now_us = timer::now_us();
         for outcome in outcomes {
             self.mark(id, now_us, What::Quiesced, Some(outcome.function), 0);
-            if let Some(Noted { teardown, .. }) = self.get(id) {
-                // No more functions than the record has room for.
-                let _ = teardown.quiesced.push(record(outcome));
+            if let Some(Noted { quiesced, .. }) = self.get(id) {
+                // No more functions than there is room for.
+                let _ = quiesced.push(record(outcome));
             }
         }
     }
@@ -225,14 +232,7 @@ fn note(
     instructions: Option<u64>,
 ) -> TeardownId {
     log::info!("{}: {}, {streams} streams closed", vm.name(), cause.name());
-    let teardown = Teardown {
-        vm: vm.name().clone(),
-        cause,
-        streams,
-        instructions,
-        quiesced: Vec::new(),
-        moments: Vec::new(),
-    };
+    let teardown = Teardown { vm: vm.name().clone(), cause, streams, instructions };
     vm.teardowns.lock().add(began_us, teardown)
 }
 

@@ -10,7 +10,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use heapless::Vec;
-use platform::bundle::OnCrashKexec;
+use platform::bundle::{MAX_FUNCTIONS, OnCrashKexec};
 use platform::guest_map;
 use platform::report::Cause;
 use smmu::addr::{StreamId, Vmid};
@@ -87,6 +87,8 @@ impl GuestSmmu {
         iommus: &Iommus,
         abort: bool,
     ) -> Result<Self, NoFrames> {
+        // Every function may be a stream.
+        const { assert!(MAX_GUEST_STREAMS >= MAX_FUNCTIONS) }
         let mut streams: Vec<StreamMap, MAX_GUEST_STREAMS> = Vec::new();
         for function in owned {
             let number = iommus.0.iter().position(|iommu| iommu.facts.phandle == function.smmu);

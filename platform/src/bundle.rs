@@ -61,9 +61,9 @@ pub const MAX_VMS: usize = 8;
 /// The most CPUs of one VM, and of the machine.
 pub const MAX_CPUS: usize = 16;
 /// The most functions of one VM.
-pub const MAX_FUNCTIONS: usize = 16;
+pub const MAX_FUNCTIONS: usize = 64;
 /// The most functions of all VMs together: each is a stream.
-pub const MAX_STREAMS: usize = 64;
+pub const MAX_STREAMS: usize = 128;
 
 words! {
     /// What happens when a VM switches itself off or resets itself.

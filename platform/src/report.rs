@@ -14,6 +14,8 @@ use core::fmt::{self, Write as _};
 use heapless::{String, Vec};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::bundle::MAX_FUNCTIONS;
+
 /// The longest line, without its line end.
 pub const MAX_LINE: usize = 4096;
 /// What every framed line starts with.
@@ -187,8 +189,8 @@ pub struct Moment {
     pub count: u64,
 }
 
-/// How many moments of a teardown are kept.
-pub const MAX_MOMENTS: usize = 32;
+/// How many moments of a teardown are kept: one for each function, and some for what is late.
+pub const MAX_MOMENTS: usize = MAX_FUNCTIONS + 32;
 
 /// One VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -240,10 +242,28 @@ pub struct Teardown {
     pub streams: u32,
     /// EL2 instructions to the last closed stream, where a deterministic counter exists.
     pub instructions: Option<u64>,
-    /// What became of each function.
-    pub quiesced: Vec<Quiesced, 16>,
-    /// What happened when, in the order in which EL2 found out.
-    pub moments: Vec<Moment, MAX_MOMENTS>,
+}
+
+/// What became of one function in a teardown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TeardownFunction {
+    /// Whose teardown.
+    pub vm: Name,
+    /// Which of the VM's, from 0, in the order of their records.
+    pub teardown: u32,
+    /// What became of it.
+    pub function: Quiesced,
+}
+
+/// What happened in a teardown, in the order in which EL2 found out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TeardownMoment {
+    /// Whose teardown.
+    pub vm: Name,
+    /// Which of the VM's, from 0, in the order of their records.
+    pub teardown: u32,
+    /// What happened.
+    pub moment: Moment,
 }
 
 /// DMA that arrived after its owner was gone.
@@ -361,6 +381,8 @@ pub enum Record {
     VmMemory(VmMemory),
     VmExits(VmExits),
     Teardown(Teardown),
+    TeardownFunction(TeardownFunction),
+    TeardownMoment(TeardownMoment),
     Stream(Stream),
     Step(Step),
     Fault(Fault),

@@ -131,7 +131,7 @@ mod tests {
             (HostError::OutOfMemory, ["level-2 stream table", "give EL2 more"]),
             (HostError::UnknownStream(sid), ["0x10", "never attached"]),
             (HostError::StreamOutOfRange(sid), ["0x10", "outside the stream table"]),
-            (HostError::TooManyStreams, ["more than 64", "assign fewer"]),
+            (HostError::TooManyStreams, ["more than 128", "assign fewer"]),
             (HostError::Unowned(sid), ["0x10", "no owner"]),
             (HostError::StreamOpen(sid), ["0x10", "close it first"]),
             (HostError::Foreign(Opcode::CfgiAll), ["CMD_CFGI_ALL", "not the VM's"]),

@@ -36,7 +36,7 @@ use registers::{Registers, offset};
 use table::StreamTable;
 
 /// The most streams of one VM.
-pub const MAX_GUEST_STREAMS: usize = 16;
+pub const MAX_GUEST_STREAMS: usize = 64;
 /// The most physical SMMUs behind one virtual one.
 pub const MAX_SMMUS: usize = 8;
 /// The size in bytes of the register map, two pages of 64 KiB.

@@ -34,8 +34,9 @@ impl History {
     pub(crate) fn add(&mut self, Transition { state, cfgi }: Transition) {
         let more = cfgi.saturating_sub(self.last);
         self.last += more;
-        let near = u8::try_from(more).ok().filter(|&more| more < FAR);
-        let length = if near.is_some() { 1 } else { FAR_BYTES };
+        // Every stream that is closed comes here, almost always with a number that is near, and with room.
+        let near = if more < FAR.into() { more as u8 } else { FAR };
+        let length = if near < FAR { 1 } else { FAR_BYTES };
         while self.codes.len() + length > HISTORY_BYTES {
             let mut codes = self.codes.iter().copied();
             let Some((oldest, length)) = decode(&mut codes) else { break };
@@ -45,9 +46,11 @@ impl History {
             }
         }
         // There is room now.
-        let _ = self.codes.push_back(code(state) << 6 | near.unwrap_or(FAR));
-        for byte in more.to_le_bytes().into_iter().filter(|_| near.is_none()) {
-            let _ = self.codes.push_back(byte);
+        let _ = self.codes.push_back(code(state) << 6 | near);
+        if near == FAR {
+            for byte in more.to_le_bytes() {
+                let _ = self.codes.push_back(byte);
+            }
         }
     }
 

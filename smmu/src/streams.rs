@@ -11,7 +11,7 @@ use crate::stage2::{Format, Stage2};
 use crate::ste::Stage1Config;
 
 /// The most streams of one SMMU.
-pub const MAX_STREAMS: usize = 64;
+pub const MAX_STREAMS: usize = 128;
 
 /// What the physical stream table says of a stream (C2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

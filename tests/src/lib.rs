@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod built_in;
+pub mod cost;
 pub mod differential;
 pub mod linux;
 pub mod run;

@@ -4,15 +4,18 @@ use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 use platform::bundle::OnCrashKexec;
 use platform::report::Cause;
+use tests::cost::{self, Size};
 use tests::linux::{Stage, add, add_bystander, lives, machine};
 use tests::run::boot;
 use xtask::setup::Flavor;
+use xtask::size::MIB;
 
 /// A named test.
 type Test = (&'static str, fn() -> Result<()>);
 
 /// Each name starts with that of its soak; `cargo xtask soak` has the list as well.
 const TESTS: &[Test] = &[
+    ("cost::of_a_close", close_cost),
     ("kernels::cloud_6_1", || kernel(Flavor::Cloud6_1)),
     ("kernels::cloud_6_12", || kernel(Flavor::Cloud6_12)),
     ("kernels::standard_6_1", || kernel(Flavor::Standard6_1)),
@@ -38,6 +41,28 @@ fn main() {
         Trial::test(name, move || test().map_err(|error| Failed::from(format!("{error:#}"))))
     });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+}
+
+/// Streams by memory, each from the least to the most that is promised.
+fn close_cost() -> Result<()> {
+    const STREAMS: [u32; 3] = [1, 8, cost::MOST_STREAMS];
+    let mut of_memory = Vec::new();
+    for memory in [64 * MIB, 1024 * MIB, 8192 * MIB] {
+        // One by one: three of the largest are more than a usual host has.
+        let cost = |streams| Ok(cost::of_closes(&[Size { streams, memory }], &TIMEOUT)?[0]);
+        let costs = STREAMS.into_iter().map(cost).collect::<Result<Vec<u64>>>()?;
+        println!("{} MiB: {costs:?} instructions for {STREAMS:?} streams", memory / MIB);
+        of_memory.push(costs);
+    }
+    for costs in &of_memory {
+        for (streams, cost) in STREAMS.into_iter().zip(costs) {
+            cost::is_linear(streams, *cost, costs[0])?;
+        }
+    }
+    for index in 0..STREAMS.len() {
+        cost::is_flat(&of_memory.iter().map(|costs| costs[index]).collect::<Vec<_>>())?;
+    }
+    Ok(())
 }
 
 /// Every way to use the SMMU that its driver has an option for.

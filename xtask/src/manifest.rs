@@ -494,11 +494,11 @@ mod tests {
     #[test]
     fn too_many_functions_are_refused_at_the_first_one_too_many() {
         let mut text = "name = \"v\"\nbuiltin = \"victim\"\n".to_owned();
-        for device in 1..18 {
-            text += &format!("[[pci]]\naddress = \"00:{device:02x}.0\"\n");
+        for index in 0..=MAX_FUNCTIONS {
+            text += &format!("[[pci]]\naddress = \"00:{:02x}.{}\"\n", 1 + index / 8, index % 8);
         }
         assert!(
-            refusal(&text).starts_with("36: pci[16].address: a VM owns at most 16"),
+            refusal(&text).starts_with("132: pci[64].address: a VM owns at most 64"),
             "{}",
             refusal(&text)
         );

@@ -283,6 +283,12 @@ impl<'a> Board<'a> {
             let line = (!bridge && want.device.has_pin()).then(|| pin.swizzle(at.slot) as u8 - 1);
             let mut device = want.device.clone();
             device.set("addr", &format!("{:x}.{:x}", spot.slot, spot.function));
+            let beside = |other: &Spot| (other.parent, other.slot) == (spot.parent, spot.slot);
+            let several = self.spots.iter().flatten().filter(|other| beside(other)).count() > 1;
+            if several && spot.function == 0 && device.get("multifunction").is_none() {
+                // Without it nobody looks for the others, and QEMU refuses them.
+                device.set("multifunction", "on");
+            }
             Some(Placed { device, origin: want.origin.clone(), bdf, owner, line, alias })
         };
         // Every device has its spot by now, so none is left out.
@@ -341,6 +347,15 @@ mod tests {
             want("edu,addr=3.1"),
         ];
         assert_eq!(addresses(wanted), ["00:04.0", "00:05.0", "00:02.0", "00:01.0", "00:03.1"]);
+    }
+
+    #[test]
+    fn a_function_with_others_beside_it_says_so() {
+        let wanted = ["edu,addr=2", "edu,addr=2.1", "edu,addr=3", "edu,addr=4,multifunction=off"];
+        let wanted = wanted.into_iter().chain(["edu,addr=4.1"]).map(want).collect::<Vec<_>>();
+        let placed = place(&wanted, &|_| 0).unwrap();
+        let said = placed.iter().map(|placed| placed.device.get("multifunction"));
+        assert_eq!(said.collect::<Vec<_>>(), [Some("on"), None, None, Some("off"), None]);
     }
 
     #[test]

@@ -30,6 +30,7 @@ type Soak = (&'static str, fn() -> Vec<Case>);
 const SOAKS: &[Soak] = &[
     ("linux", linux),
     ("deaths", deaths),
+    ("cost", || tests("cost")),
     ("kernels", || tests("kernels")),
     ("kexec", || tests("kexec")),
     ("load", || tests("load")),
@@ -64,6 +65,7 @@ impl Case {
 /// The cases that are more than a command line: the names of tests in `tests/tests/soak.rs`, which start with their
 /// soak's.
 const TESTS: &[&str] = &[
+    "cost::of_a_close",
     "kernels::cloud_6_1",
     "kernels::cloud_6_12",
     "kernels::standard_6_1",

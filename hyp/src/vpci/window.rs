@@ -13,7 +13,7 @@ use crate::pci::{Bar, MAX_VM_FUNCTIONS, Width};
 /// BAR registers of one function.
 const BARS: usize = 6;
 
-type Places = [[Option<Ipa>; BARS]; MAX_VM_FUNCTIONS];
+type Places = Vec<[Option<Ipa>; BARS], MAX_VM_FUNCTIONS>;
 
 /// Brings stage 2 in line with what the functions decode.
 ///
@@ -85,10 +85,11 @@ fn placed(function: &VirtualFunction, index: usize) -> Option<(Bar, Pa)> {
 
 /// Decides where every BAR is in sight, if anywhere.
 fn settle(functions: &[VirtualFunction]) -> Places {
-    let mut places = Places::default();
+    let mut places = Places::new();
     let mut taken = Vec::<Range<u64>, { BARS * MAX_VM_FUNCTIONS }>::new();
-    for (function, places) in functions.iter().zip(&mut places) {
-        for (index, place) in places.iter_mut().enumerate() {
+    for function in functions {
+        let mut own = [None; BARS];
+        for (index, place) in own.iter_mut().enumerate() {
             let Some(range) = function.decoding(index).and_then(|(bar, bus)| in_window(bar, bus))
             else {
                 continue;
@@ -99,6 +100,8 @@ fn settle(functions: &[VirtualFunction]) -> Places {
                 _ = taken.push(range);
             }
         }
+        // There are no more functions than that.
+        _ = places.push(own);
     }
     places
 }

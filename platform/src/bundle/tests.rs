@@ -197,9 +197,9 @@ fn the_limits_are_exact() {
             .map(|index| VmConfig {
                 name: Name::try_from(format!("vm{index}").as_str()).unwrap(),
                 cpus: [u32::from(index)].into_iter().collect(),
-                functions: (0..8)
+                functions: (0..MAX_STREAMS / MAX_VMS)
                     .map(|device| Function {
-                        address: Bdf::new(index, device, 0).unwrap(),
+                        address: Bdf::new(index, device as u8, 0).unwrap(),
                         reset: Reset::Auto,
                     })
                     .collect(),
@@ -331,9 +331,10 @@ fn an_odd_node_is_named_with_its_property() {
 fn more_than_there_is_room_for_is_refused() {
     let functions = changed(|tree| {
         let vm = tree.find_node_mut(VM).unwrap();
-        for device in 3..18 {
-            let mut child = DeviceTreeNode::new(format!("function-{device}")).unwrap();
-            let address = format!("00:{device:02x}.0");
+        // One or two are there.
+        for index in 0..MAX_FUNCTIONS {
+            let mut child = DeviceTreeNode::new(format!("function-{}", 3 + index)).unwrap();
+            let address = format!("00:{:02x}.{}", 3 + index / 8, index % 8);
             child.add_property(
                 DeviceTreeProperty::new("portcullis,address", address.as_str()).unwrap(),
             );

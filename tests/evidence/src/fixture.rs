@@ -391,16 +391,23 @@ fn records(report: &Report) -> Vec<Record> {
             let Memory { ipa, pa, size, kind } = *piece;
             Record::VmMemory(wire::VmMemory { vm: name(&vm.name), ipa, pa, size, kind })
         }));
-        records.extend(vm.teardowns.iter().map(|teardown| {
-            Record::Teardown(wire::Teardown {
-                vm: name(&vm.name),
+        for (teardown, index) in vm.teardowns.iter().zip(0..) {
+            let of = name(&vm.name);
+            records.push(Record::Teardown(wire::Teardown {
+                vm: of.clone(),
                 cause: teardown.cause,
                 streams: teardown.streams,
                 instructions: teardown.instructions,
-                quiesced: teardown.quiesced.iter().cloned().collect(),
-                moments: teardown.moments.iter().cloned().collect(),
-            })
-        }));
+            }));
+            records.extend(teardown.quiesced.iter().cloned().map(|function| {
+                let vm = of.clone();
+                Record::TeardownFunction(wire::TeardownFunction { vm, teardown: index, function })
+            }));
+            records.extend(teardown.moments.iter().cloned().map(|moment| {
+                let vm = of.clone();
+                Record::TeardownMoment(wire::TeardownMoment { vm, teardown: index, moment })
+            }));
+        }
     }
     for stream in &report.streams {
         let sid = stream.sid;

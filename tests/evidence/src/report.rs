@@ -7,7 +7,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use platform::report::{self, Cause, FrameError, Hex, MemoryKind, Record, StreamState, VmState};
+use platform::report::{
+    self, Cause, FrameError, Hex, MemoryKind, Record, StreamState, TeardownFunction,
+    TeardownMoment, VmState,
+};
 use serde::{Deserialize, Serialize};
 
 /// The version of the records and of the file.
@@ -340,7 +343,7 @@ impl Collector {
         let mut report = Report::default();
         let mut wrong = None;
         // Records come in any order: first what the others speak of.
-        for add in [Report::introduce, Report::complete] {
+        for add in [Report::introduce, Report::complete, Report::detail] {
             for record in &self.records {
                 if let Err(what) = add(&mut report, record) {
                     wrong.get_or_insert(Error::Contradiction(what));
@@ -447,8 +450,8 @@ impl Report {
                 cause: teardown.cause,
                 streams: teardown.streams,
                 instructions: teardown.instructions,
-                quiesced: teardown.quiesced.to_vec(),
-                moments: teardown.moments.to_vec(),
+                quiesced: Vec::new(),
+                moments: Vec::new(),
             }),
             Record::Step(step) => {
                 let history = &mut self.known_stream(step.sid)?.history;
@@ -466,6 +469,24 @@ impl Report {
             _ => {}
         }
         Ok(())
+    }
+
+    fn detail(&mut self, record: &Record) -> Result<(), String> {
+        match record {
+            Record::TeardownFunction(TeardownFunction { vm, teardown, function }) => {
+                self.known_teardown(vm, *teardown)?.quiesced.push(function.clone());
+            }
+            Record::TeardownMoment(TeardownMoment { vm, teardown, moment }) => {
+                self.known_teardown(vm, *teardown)?.moments.push(moment.clone());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn known_teardown(&mut self, vm: &str, index: u32) -> Result<&mut Teardown, String> {
+        let teardown = self.known_vm(vm)?.teardowns.get_mut(index as usize);
+        teardown.ok_or_else(|| format!("a record for teardown {index} of VM {vm}, which has none"))
     }
 
     fn known_vm(&mut self, name: &str) -> Result<&mut Vm, String> {

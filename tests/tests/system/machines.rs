@@ -1,9 +1,11 @@
 //! Machines other than the usual one: SMMU classes, no ITS, repeatable time, and what EL2 refuses.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::Result;
 use tests::built_in::{machine, vm};
+use tests::cost::{self, Size};
 use tests::run::{qemu, request};
 use xtask::exit::Exit;
+use xtask::size::MIB;
 use xtask::{prepare, run};
 
 use crate::Test;
@@ -41,31 +43,16 @@ fn stage_1_only() -> Result<()> {
     Ok(())
 }
 
-/// A run that repeats itself instruction by instruction, in which guest 0 has sixteen streams and more memory than the
-/// other guest, which has one stream.
+/// As many streams as there can be, and 32 times the memory: only the former costs. `cargo xtask soak cost` has more sizes.
 fn close_cost() -> Result<()> {
-    let mut options = vec!["--icount", "--memory", "64M"];
-    for _ in 1..MOST_STREAMS {
-        options.extend(["--device", "edu"]);
+    let size = |streams, memory| Size { streams, memory: memory * MIB };
+    let sizes = [size(cost::MOST_STREAMS, 16), size(1, 16), size(1, 512)];
+    let costs = cost::of_closes(&sizes, &[])?;
+    for (size, cost) in sizes.iter().zip(&costs) {
+        cost::is_linear(size.streams, *cost, costs[1])?;
     }
-    let outcome = qemu(&options)?.passed()?;
-    let cost = |vm: &str| {
-        let teardowns = &outcome.outcome.verdict.report.vm(vm)?.teardowns;
-        let last = teardowns.last()?;
-        Some((last.streams, last.instructions?))
-    };
-    let (Some((many, dear)), Some((1, cheap))) = (cost("victim"), cost("rogue")) else {
-        bail!("no close of guest 0, or none of one stream, was counted")
-    };
-    ensure!(many == MOST_STREAMS, "guest 0 had {many} streams");
-    ensure!(cheap <= 2_000 + 400, "{cheap} instructions for one stream");
-    let most = cheap + 400 * u64::from(many - 1);
-    ensure!(dear <= most, "{dear} instructions for {many} streams, {cheap} for one");
-    Ok(())
+    cost::is_flat(&costs[1..])
 }
-
-/// As many as one VM can have.
-const MOST_STREAMS: u32 = 16;
 
 fn users_device() -> Result<()> {
     let users = ["--device", "edu,addr=5", "--device", "edu"];

@@ -366,7 +366,7 @@ mod el2 {
     fn an_incomplete_report_fails_and_hides_nothing() {
         let mut run = Run::good();
         run.end_of_report = false;
-        run.fails("EL2's report stops after 24 records");
+        run.fails("EL2's report stops after 25 records");
         assert!(!run.judge().sources.el2.complete);
         run.trace.push(register(0x44, 0x8000_0000));
         run.fails("GBPA.ABORT was cleared 1 times");

@@ -1,0 +1,95 @@
+//! What closing a VM's streams costs EL2, in instructions.
+
+use anyhow::{Context, Result, ensure};
+use platform::bundle::{Function, MAX_FUNCTIONS, Reset};
+use platform::pcie::Bdf;
+use xtask::vm::{Content, Said, Vm};
+
+use crate::built_in::{machine, vm};
+use crate::run::boot;
+
+/// The most streams that one VM can have: each function is one.
+pub const MOST_STREAMS: u32 = MAX_FUNCTIONS as u32;
+/// Instructions that a close may cost, whatever it closes.
+const BASE: u64 = 2_000;
+/// Instructions that each stream of it may cost.
+const PER_STREAM: u64 = 400;
+
+/// By how many instructions two closes of as many streams differ: a look more or less at a queue. One instruction for each
+/// 2 MiB of a VM of 512 MiB would be more.
+const NOISE: u64 = 100;
+
+/// A VM to close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Its streams.
+    pub streams: u32,
+    /// Its memory in bytes.
+    pub memory: u64,
+}
+
+/// How many instructions each of these VMs' closes costs, all on one machine whose time is instructions, with further
+/// options of `cargo xtask qemu`. At most three VMs: each has an interrupt line, so every fourth slot, for itself.
+///
+/// # Errors
+///
+/// What kept a VM from being closed as a whole, once, and counted.
+pub fn of_closes(sizes: &[Size], options: &[&str]) -> Result<Vec<u64>> {
+    let vms = sizes.iter().zip(0..).map(|(size, index)| sized(index, *size)).collect();
+    let run = boot(&machine(vms, &[&["--icount"], options].concat())?)?.passed()?;
+    let report = &run.outcome.verdict.report;
+    let cost = |(size, index): (&Size, u8)| {
+        let teardowns = &report.vm(&name(index)).context("a VM is not in the report")?.teardowns;
+        let [close] = &teardowns[..] else { anyhow::bail!("{} closes of one VM", teardowns.len()) };
+        ensure!(close.streams == size.streams, "{} streams of {}", close.streams, size.streams);
+        close.instructions.context("the close was not counted")
+    };
+    sizes.iter().zip(0..).map(cost).collect()
+}
+
+fn name(index: u8) -> String {
+    format!("vm{index}")
+}
+
+fn sized(index: u8, Size { streams, memory }: Size) -> Vm {
+    // The run lasts as long as its guest 0.
+    let role = if index == 0 { "victim" } else { "spin" };
+    let mut vm = vm(&name(index), role, 1);
+    if let Content::BuiltIn { append, .. } = &mut vm.content {
+        *append = "rounds=2".into();
+    }
+    vm.memory = Said::new(memory, "the test");
+    let slots = (index + 1..32).step_by(4);
+    let places = slots.flat_map(|slot| (0..8).filter_map(move |n| Bdf::new(0, slot, n)));
+    let claims = places.take(streams as usize);
+    vm.functions = claims
+        .map(|address| Said::new(Function { address, reset: Reset::Auto }, "the test"))
+        .collect();
+    vm
+}
+
+/// Requires that a close of `streams` streams, when one of one stream costs `of_one`, stays within the budget, and that
+/// each stream after the first costs no more than one may.
+///
+/// # Errors
+///
+/// The figures.
+pub fn is_linear(streams: u32, instructions: u64, of_one: u64) -> Result<()> {
+    let most = BASE + PER_STREAM * u64::from(streams);
+    ensure!(instructions <= most, "{instructions} instructions for {streams} streams");
+    let linear = of_one + PER_STREAM * u64::from(streams - 1);
+    ensure!(instructions <= linear, "{instructions} for {streams} streams, {of_one} for one");
+    Ok(())
+}
+
+/// Requires that closes of as many streams in VMs of more and more memory cost the same.
+///
+/// # Errors
+///
+/// The figures.
+pub fn is_flat(instructions: &[u64]) -> Result<()> {
+    let (least, most) = (instructions.iter().min(), instructions.iter().max());
+    let growth = most.zip(least).map_or(0, |(most, least)| most - least);
+    ensure!(growth < NOISE, "{instructions:?} instructions in VMs of more and more memory");
+    Ok(())
+}
