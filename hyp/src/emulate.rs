@@ -11,6 +11,7 @@ use smmu::guest::COMMAND_DOORBELL;
 
 use crate::arch::{idregs as hardware, sysreg, vcpu};
 use crate::exits::Reason;
+use crate::lines::Say;
 use crate::machine::{self, hypervisor};
 use crate::pci::DeviceMemory;
 use crate::psci::{self, Outcome};
@@ -82,7 +83,9 @@ enum Answer {
 
 fn abort(running: &mut Running, ipa: Ipa, esr: u64, far: u64) {
     running.vm.exits.count(Reason::Abort);
-    log::debug!("{}: nothing answers at {ipa}", running.vm.name());
+    let vm = running.vm;
+    let text = format_args!("{}: nothing answers at {ipa}", vm.name());
+    vm.say(log::Level::Debug, Say::IfRoom, text);
     vcpu::inject_external_abort(&mut running.registers, esr, far);
 }
 

@@ -20,6 +20,7 @@ pub mod interrupts;
 #[cfg(target_os = "none")]
 pub mod iommu;
 pub mod life;
+pub mod lines;
 #[cfg(target_os = "none")]
 pub mod machine;
 #[cfg(target_os = "none")]

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use heapless::{String, Vec};
 use platform::report::{
     self as format, Command, Count, Events, Fault, Hex, MAX_LINE, MemoryKind, Name, Record, Sizes,
-    Step, Stopped, Stream, StreamState, TeardownFunction, TeardownMoment, VmExits, VmMemory,
+    Step, Stopped, Stream, StreamState, VmExits, VmMemory,
 };
 use smmu::addr::StreamId;
 use smmu::guest::Counters;
@@ -87,6 +87,7 @@ fn send_vm(out: &mut Sender, vm: &Vm) {
         boots: vm.boots.load(Ordering::Relaxed),
         cpus: vm.config.cpus.iter().copied().collect(),
         exits: vm.exits.total(),
+        lines_left_out: vm.lines.left_out(),
     }));
     let ram = vm.ram.segments().iter().map(|s| (s.ipa, s.pa, s.size, MemoryKind::Ram));
     // A bus that is being reset is left out: nobody waits for it here.
@@ -103,7 +104,7 @@ fn send_vm(out: &mut Sender, vm: &Vm) {
         }));
     }
     let teardowns: Vec<_, MAX_TEARDOWNS> = vm.teardowns.lock().last().collect();
-    for (id, teardown) in teardowns.into_iter().zip(0..) {
+    for (&id, teardown) in teardowns.iter().zip(0..) {
         send_teardown(out, vm, id, teardown);
     }
     for (reason, times) in vm.exits.iter().filter(|(_, times)| *times > 0) {
@@ -117,28 +118,10 @@ fn send_vm(out: &mut Sender, vm: &Vm) {
 /// Sends the VM's teardown `id`, the one number `teardown` of its report.
 fn send_teardown(out: &mut Sender, vm: &Vm, id: TeardownId, teardown: u32) {
     // Copies one by one, so that nobody waits while they are printed.
-    let get = |index: usize| {
-        let mut all = vm.teardowns.lock();
-        let noted = all.get(id)?;
-        let pieces = (noted.quiesced.get(index).cloned(), noted.moments.get(index).cloned());
-        Some((noted.teardown.clone(), pieces))
-    };
-    let Some((record, _)) = get(0) else { return };
-    out.send(&Record::Teardown(record));
     for index in 0.. {
-        let Some((_, pieces)) = get(index) else { return };
-        let (function, moment) = pieces;
-        if function.is_none() && moment.is_none() {
-            return;
-        }
-        if let Some(function) = function {
-            let vm = vm.name().clone();
-            out.send(&Record::TeardownFunction(TeardownFunction { vm, teardown, function }));
-        }
-        if let Some(moment) = moment {
-            let vm = vm.name().clone();
-            out.send(&Record::TeardownMoment(TeardownMoment { vm, teardown, moment }));
-        }
+        let record = vm.teardowns.lock().get(id).and_then(|noted| noted.record(index, teardown));
+        let Some(record) = record else { return };
+        out.send(&record);
     }
 }
 

@@ -6,6 +6,7 @@ use smmu::addr::Ipa;
 use crate::arch::vcpu::{self, Exit, GuestRegisters};
 use crate::arch::{cpu, gic, sysreg, tlb};
 use crate::exits::Reason;
+use crate::lines::Say;
 use crate::machine::take_attention;
 use crate::mmu::Mmu;
 use crate::vgic::{ListRegisters, Vgic};
@@ -121,7 +122,9 @@ impl Running {
             }
             Exit::SystemError => {
                 self.vm.exits.count(Reason::SystemError);
-                log::warn!("{}: asynchronous external abort", self.vm.name());
+                let name = self.vm.name();
+                let text = format_args!("{name}: asynchronous external abort");
+                self.vm.say(log::Level::Warn, Say::IfRoom, text);
                 teardown::begin(self.vm, platform::report::Cause::Fault);
                 Flow::Continue
             }

@@ -8,9 +8,12 @@ use core::fmt::Write as _;
 use core::sync::atomic::Ordering;
 
 use heapless::{Deque, String, Vec};
+use log::Level;
 use platform::bundle::{MAX_FUNCTIONS, MAX_VMS};
 use platform::pcie::Bdf;
-use platform::report::{Cause, MAX_MOMENTS, Moment, Quiesced, Teardown, What};
+use platform::report::{
+    Cause, MAX_MOMENTS, Moment, Quiesced, Record, Teardown, TeardownFunction, TeardownMoment, What,
+};
 use smmu::error::HostError;
 use smmu::streams::Stream;
 use spin::Mutex;
@@ -18,6 +21,7 @@ use spin::Mutex;
 use crate::arch::{firmware, pmu, timer};
 use crate::console::CONSOLE;
 use crate::life::{End, HandOver, Life, Next, Turn};
+use crate::lines::Say;
 use crate::machine::{self, Hypervisor, gic, hypervisor};
 use crate::ownership::Owned;
 use crate::pci::{self, Request, ResetPolicy, Scope};
@@ -47,12 +51,24 @@ static TEARDOWNS: [Mutex<Teardowns>; MAX_VMS] = [const { Mutex::new(Teardowns::n
 #[derive(Debug)]
 pub struct Noted {
     began_us: u64,
-    /// The close.
-    pub teardown: Teardown,
-    /// What became of each function.
-    pub quiesced: Vec<Quiesced, MAX_FUNCTIONS>,
-    /// What happened when.
-    pub moments: Vec<Moment, MAX_MOMENTS>,
+    teardown: Teardown,
+    quiesced: Vec<Quiesced, MAX_FUNCTIONS>,
+    moments: Vec<Moment, MAX_MOMENTS>,
+}
+
+impl Noted {
+    /// The report's record number `index` of it, if it has so many; it is the one number `teardown` of its VM there.
+    pub fn record(&self, index: usize, teardown: u32) -> Option<Record> {
+        let Some(index) = index.checked_sub(1) else {
+            return Some(Record::Teardown(self.teardown.clone()));
+        };
+        let vm = self.teardown.vm.clone();
+        if let Some(function) = self.quiesced.get(index).cloned() {
+            return Some(Record::TeardownFunction(TeardownFunction { vm, teardown, function }));
+        }
+        let moment = self.moments.get(index - self.quiesced.len()).cloned()?;
+        Some(Record::TeardownMoment(TeardownMoment { vm, teardown, moment }))
+    }
 }
 
 /// Names one close of a VM.
@@ -99,7 +115,7 @@ impl Teardowns {
 
     /// One of [`Teardowns::last`], unless it was forgotten meanwhile.
     pub fn get(&mut self, TeardownId(number): TeardownId) -> Option<&mut Noted> {
-        self.last.iter_mut().nth(number.checked_sub(self.forgotten)?)
+        self.last.get_mut(number.checked_sub(self.forgotten)?)
     }
 
     /// Adds what happened at `at_us`, on EL2's clock, to one that is not forgotten yet.
@@ -174,7 +190,8 @@ fn kick_all(vm: &Vm) {
 
 /// Nothing of this VM may be used again: there is no proof that its devices have stopped (C3).
 fn quarantine(vm: &Vm, why: impl core::fmt::Display) {
-    log::error!("{}: {why}; its memory is never used again", vm.name());
+    let text = format_args!("{}: {why}; its memory is never used again", vm.name());
+    vm.say(Level::Error, Say::Always, text);
     let mut life = vm.life.lock();
     *life = Life::Crashed;
     vm.stopping.store(true, Ordering::Release);
@@ -231,7 +248,9 @@ fn note(
     began_us: u64,
     instructions: Option<u64>,
 ) -> TeardownId {
-    log::info!("{}: {}, {streams} streams closed", vm.name(), cause.name());
+    let text = format_args!("{}: {}, {streams} streams closed", vm.name(), cause.name());
+    let say = if is_stopping(vm) { Say::Always } else { Say::IfRoom };
+    vm.say(Level::Info, say, text);
     let teardown = Teardown { vm: vm.name().clone(), cause, streams, instructions };
     vm.teardowns.lock().add(began_us, teardown)
 }
@@ -470,7 +489,7 @@ fn end_watch(vm: &Vm, end: End) {
         Next::Crashed => *vm.life.lock() = Life::Crashed,
         Next::Restart => {
             if let Err(error) = vm.boot() {
-                log::error!("{}: {error}", vm.name());
+                vm.say(Level::Error, Say::Always, format_args!("{}: {error}", vm.name()));
                 *vm.life.lock() = Life::Crashed;
             }
         }
@@ -524,13 +543,14 @@ fn tell_late(vm: &Vm, owned: &Owned) {
     let (vendor, device) = function.map_or((0, 0), |f| (f.vendor, f.device));
     let verb = if stopped.write == Some(true) { "wrote" } else { "read" };
     let silenced = if stopped.silenced { ", then silenced" } else { "" };
-    log::warn!(
+    let text = format_args!(
         "late DMA: {} ({vendor:04x}:{device:04x}) of {} {verb} {first} after {}, {} stopped{silenced}",
         owned.address,
         vm.name(),
         cause.name(),
         stopped.count
     );
+    vm.say(Level::Warn, Say::IfRoom, text);
 }
 
 /// Ends the run when guest 0 is off, after every other VM was torn down, or when no VM runs any more.

@@ -1,8 +1,10 @@
 //! A VM: what it is made of, and how it starts.
 
+use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use heapless::Vec;
+use log::Level;
 use platform::bundle::{DmaAtBoot, MAX_FUNCTIONS, Reopen, Reset, Stage1, VmConfig};
 use platform::dt::Trigger;
 use platform::guest_map;
@@ -16,10 +18,11 @@ use smmu::streams::Stage2Binding;
 use spin::Mutex;
 
 use crate::arch::cpu::MAX_CPUS;
-use crate::arch::{cache, gic, tlb};
+use crate::arch::{cache, gic, timer, tlb};
 use crate::exits::Exits;
 use crate::iommu::{Iommu, Iommus};
 use crate::life::Life;
+use crate::lines::{Lines, Say};
 use crate::machine::{self, PciBus, VmInterrupts, hypervisor};
 use crate::mem::frames::TableFrames;
 use crate::mem::guest::{GuestRam, OutOfMemory, OutsideRam};
@@ -52,8 +55,8 @@ pub enum VmError {
     Stream(HostError),
 }
 
-impl core::fmt::Display for VmError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+impl fmt::Display for VmError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory(error) => write!(
                 f,
@@ -209,6 +212,8 @@ pub struct Vm {
     pub boots: AtomicU32,
     /// Why its CPUs left guest code.
     pub exits: Exits,
+    /// What EL2 may still say about it.
+    pub lines: Lines,
     /// When its streams were closed, and why.
     pub teardowns: &'static Mutex<Teardowns>,
 }
@@ -297,6 +302,7 @@ impl Vm {
             suspicion: Suspicion::default(),
             boots: AtomicU32::new(0),
             exits: Exits::default(),
+            lines: Lines::default(),
             teardowns: Teardowns::of(index.0.into()),
             config,
         })
@@ -305,6 +311,21 @@ impl Vm {
     /// Its unique name.
     pub fn name(&self) -> &Name {
         &self.config.name
+    }
+
+    /// Says `text`, which names this VM, if its budget of lines allows it (C7).
+    #[inline(never)]
+    pub fn say(&self, level: Level, say: Say, text: fmt::Arguments<'_>) {
+        // What the log leaves out by itself costs nothing.
+        if level > log::max_level() {
+            return;
+        }
+        let Some(untold) = self.lines.ask(level, say, timer::now_us()) else { return };
+        let left_out = format_args!("{}: {untold} lines left out", self.name());
+        let before = (untold > 0).then_some((Level::Warn, left_out));
+        for (level, text) in before.into_iter().chain([(level, text)]) {
+            log::log!(level, "{text}");
+        }
     }
 
     /// Loads its images and tells its first CPU to start. Its RAM holds nothing but zeros, no CPU of it runs.
@@ -375,12 +396,13 @@ impl Vm {
                 Ok(true) => {
                     reopened(self, function);
                     if *past == Past::Silent {
-                        log::warn!("{}: {address} is used again unreset", self.name());
+                        let text = format_args!("{}: {address} is used again unreset", self.name());
+                        self.say(Level::Warn, Say::IfRoom, text);
                     }
                 }
                 Ok(false) => {}
                 Err(error) => {
-                    log::error!("{}: {error}", self.name());
+                    self.say(Level::Error, Say::IfRoom, format_args!("{}: {error}", self.name()));
                     return false;
                 }
             }

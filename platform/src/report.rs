@@ -205,6 +205,8 @@ pub struct Vm {
     pub cpus: Vec<u32, 16>,
     /// Guest exits, all CPUs together.
     pub exits: u64,
+    /// Lines about it that EL2 left out on the console (C7).
+    pub lines_left_out: u64,
 }
 
 /// One piece of a VM's address space.

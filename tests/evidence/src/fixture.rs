@@ -187,6 +187,7 @@ fn report() -> Report {
         cpus: vec![0],
         memory: vec![Memory { ipa: Hex(RAM), pa: Hex(pa), size: SIZE, kind: MemoryKind::Ram }],
         exits: Exits { total: 7, by_reason: BTreeMap::from([("wfi".into(), 7)]) },
+        lines_left_out: 0,
         teardowns: vec![Teardown {
             cause: Cause::SystemOff,
             streams: 1,
@@ -386,6 +387,7 @@ fn records(report: &Report) -> Vec<Record> {
             boots: vm.boots,
             cpus: vm.cpus.iter().copied().collect(),
             exits: vm.exits.total,
+            lines_left_out: vm.lines_left_out,
         }));
         records.extend(vm.memory.iter().map(|piece| {
             let Memory { ipa, pa, size, kind } = *piece;

@@ -44,6 +44,9 @@ pub struct Vm {
     pub memory: Vec<Memory>,
     /// Why its CPUs left guest code.
     pub exits: Exits,
+    /// Lines about it that EL2 left out on the console.
+    #[serde(default)]
+    pub lines_left_out: u64,
     /// The closes of its streams, in order.
     pub teardowns: Vec<Teardown>,
 }
@@ -391,6 +394,7 @@ impl Report {
                     cpus: vm.cpus.to_vec(),
                     memory: Vec::new(),
                     exits: Exits { total: vm.exits, by_reason: BTreeMap::new() },
+                    lines_left_out: vm.lines_left_out,
                     teardowns: Vec::new(),
                 });
             }

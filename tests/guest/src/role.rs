@@ -3,6 +3,7 @@
 mod check;
 mod cold;
 mod cost;
+mod flood;
 mod forger;
 mod irq;
 mod lineage;
@@ -34,6 +35,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     match role {
         "victim" => victim::run(machine),
         "rogue" => rogue::run(machine),
+        "flood" => flood::run(machine),
         "forger" => forger::run(machine),
         "irq" => irq::run(machine),
         "lineage" => lineage::run(machine),

@@ -27,6 +27,7 @@ pub const TESTS: &[Test] = &[
     ("qemu::a_guests_stage_1_is_its_own", || smmu("stage1", 2, &["--cpu", "cortex-a72"])),
     ("qemu::a_batch_of_one_command_is_cheap", batch_cost),
     ("qemu::a_forging_driver_hurts_only_itself", forger),
+    ("qemu::a_guest_cannot_flood_the_console", flood),
     ("qemu::a_bare_smmu_is_what_the_suites_take_it_for", bare_smmu),
     // Its registers are fewer than a page, so EL2 forwards accesses to them, and it answers 64-bit ones with an error.
     ("qemu::a_hostile_guest_with_a_device_that_refuses", || {
@@ -90,6 +91,35 @@ fn forger() -> Result<()> {
                 })
             },
         )?;
+    Ok(())
+}
+
+/// A guest of which EL2 could say thousands of lines, beside a victim. EL2 says what its budget has room for, counts the
+/// rest, and still says how it ends. Its clock counts instructions, so that it says the same on any host.
+fn flood() -> Result<()> {
+    let run = boot(&machine(vec![vm("flood", "flood", 1), victim(4)], &["--icount"])?)?
+        .passed()?
+        .printed("[el2] flood: system-off, ")?;
+    let outcome = &run.outcome;
+    let count = |text: &str| outcome.console.iter().filter(|line| line.contains(text)).count();
+    let number = |text: &str, end: &str| {
+        let found = outcome.console.iter().filter_map(|line| line.split_once(text));
+        found
+            .filter_map(|(_, rest)| rest.split(end).next()?.trim().parse::<u64>().ok())
+            .sum::<u64>()
+    };
+    let provoked = number("[flood] @provoked lines=", " ");
+    let closes = ["smmu-disable", "crash-kexec", "mmu-off"];
+    let said = closes.map(|cause| count(&format!("[el2] flood: {cause}, ")));
+    let said = said.iter().sum::<usize>() as u64;
+    let left_out = outcome.verdict.report.vm("flood").map_or(0, |vm| vm.lines_left_out);
+    ensure!(provoked > 2000, "only {provoked} lines were provoked");
+    ensure!(provoked == said + left_out, "{provoked} provoked, {said} said, {left_out} left out");
+    ensure!(said <= provoked / 4, "{said} lines of {provoked} were said");
+    let told = number("[el2] WARN: flood: ", " lines left out");
+    ensure!(told == left_out, "{left_out} lines were left out, {told} of them told");
+    let others = outcome.verdict.report.vm("victim").map(|vm| vm.lines_left_out);
+    ensure!(others == Some(0), "the victim paid for it: {others:?}");
     Ok(())
 }
 
