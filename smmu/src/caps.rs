@@ -356,6 +356,13 @@ mod tests {
     }
 
     #[test]
+    fn a_forced_write_back_is_seen() {
+        let mut ids = QEMU_NESTED;
+        ids[2] |= 1 << 8;
+        assert!(Capabilities::read(&Fake::new(ids)).fwb());
+    }
+
+    #[test]
     fn what_is_missing_is_named() {
         assert_eq!(changed(0, 0b11 << 2, 0b01 << 2), Err(Refusal::NoAarch64Tables));
         assert_eq!(changed(0, 1 << 4, 0), Err(Refusal::NotCoherent));
@@ -369,6 +376,16 @@ mod tests {
         assert_eq!(changed(0, 0b11 << 27, 0), Err(Refusal::NoTwoLevelTable { needs: 16 }));
         assert_eq!(changed(3, 1 << 4, 0), Err(Refusal::No4kGranule));
         assert_eq!(changed(3, 7, 1), Err(Refusal::OutputSize { has: 36, needs: 40 }));
+        // As much as is needed is enough.
+        assert_eq!(changed(3, 7, 2), Ok(Class::Nested));
+        let mut linear = QEMU_NESTED;
+        linear[0] &= !(0b11 << 27);
+        let class = |sid_bits| {
+            Capabilities::read(&Fake::new(linear)).class(&Config::new(sid_bits, 48, false))
+        };
+        assert_eq!(class(strtab::LINEAR_MAX_LOG2), Ok(Class::Nested));
+        let needs = strtab::LINEAR_MAX_LOG2 + 1;
+        assert_eq!(class(needs), Err(Refusal::NoTwoLevelTable { needs }));
         assert!(Refusal::NoStage2.to_string().contains("IDR0.S2P=0"));
     }
 
