@@ -188,6 +188,12 @@ pub fn play(admitted: bool, steps: &[Step]) {
             Step::Close => {
                 guest.vpci.close(&guest.world, |_| false);
                 guest.world.mastering.set(false);
+                let closed: Vec<Bdf> = guest.vpci.functions().map(|(_, at)| at).collect();
+                for at in closed {
+                    let offset = at.ecam_offset() | u64::from(reg::COMMAND);
+                    let command = guest.vpci.config_read(&guest.world, offset, Width::Half);
+                    assert_eq!(command & u64::from(reg::COMMAND_BUS_MASTER), 0, "{at}");
+                }
             }
             Step::Reset => {
                 guest.vpci.reset(&guest.world, &mut guest.stage2);

@@ -1,6 +1,7 @@
 //! A bundle (FIT image) as a boot loader may pass it.
 
-use platform::bundle::{Bundle, write};
+use platform::bundle::{Bundle, Image, VmConfig, write};
+use platform::guest_map::RAM;
 
 /// Reads the bundle; what is accepted is the same after it was written again.
 pub fn run(bytes: &[u8]) {
@@ -21,9 +22,20 @@ pub fn run(bytes: &[u8]) {
     for vm in bundle.vms() {
         let images = [Some(vm.kernel), vm.initrd, Some(vm.device_tree)].into_iter().flatten();
         for image in images {
-            let start =
-                image.load.raw().checked_sub(platform::guest_map::RAM.raw()).expect("in RAM");
+            let start = image.load.raw().checked_sub(RAM.raw()).expect("in RAM");
             assert!(start + image.data.len() as u64 <= vm.memory, "{:?}", vm.name);
+        }
+        // One byte further than there is memory, nothing is accepted.
+        let past = |image: &Image<'_>| RAM.add(vm.memory - image.data.len() as u64 + 1);
+        let mut moved = vm.clone();
+        moved.kernel.load = past(&vm.kernel);
+        let entry = vm.entry.raw() - vm.kernel.load.raw();
+        moved.entry = moved.kernel.load.add(entry);
+        assert!(write(&[moved]).is_err(), "{:?}", vm.name);
+        if let Some(initrd) = vm.initrd {
+            let load = past(&initrd);
+            let moved = VmConfig { initrd: Some(Image { load, ..initrd }), ..vm.clone() };
+            assert!(write(&[moved]).is_err(), "{:?}", vm.name);
         }
     }
 }

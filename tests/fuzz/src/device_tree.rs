@@ -18,6 +18,7 @@ pub fn run(bytes: &[u8]) {
     match result {
         Ok(machine) => {
             check(&machine);
+            refuses_twice_the_same_memory(bytes, &machine);
             if let Some(uart) = machine.uarts.first() {
                 assert_eq!(console.map(|console| console.range), Some(uart.range));
             }
@@ -105,4 +106,19 @@ fn check(machine: &Machine) {
     }
     machine.virtio_mmio.iter().copied().for_each(is_inside);
     machine.initrd.into_iter().for_each(is_inside);
+}
+
+/// The same tree with one region of memory where another one is describes no machine.
+fn refuses_twice_the_same_memory(tree: &[u8], machine: &Machine) {
+    let cells = |range: &Range| [range.base.raw().to_be_bytes(), range.size.to_be_bytes()].concat();
+    if let [first, second, ..] = &machine.memory[..] {
+        let at = tree.windows(16).position(|window| window == cells(second));
+        if let Some(at) = at.filter(|_| cells(first) != cells(second)) {
+            let mut twice = tree.to_vec();
+            twice[at..at + 16].copy_from_slice(&cells(first));
+            // Unless those 16 bytes were something else by chance, and the second region is still there.
+            let still = discover(&twice).is_ok_and(|machine| !machine.memory.contains(second));
+            assert!(!still, "{first:x?} twice");
+        }
+    }
 }

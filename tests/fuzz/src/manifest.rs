@@ -34,6 +34,18 @@ pub fn run(bytes: &[u8]) {
     check(&vm);
     let again = parse(Path::new(PLACE), &write(&vm)).expect("what was written can be read");
     assert_eq!(write(&again), write(&vm));
+    // One step past what may be said is refused.
+    let refused = |change: fn(&mut Vm)| {
+        let mut changed = vm.clone();
+        change(&mut changed);
+        assert!(parse(Path::new(PLACE), &write(&changed)).is_err(), "{}", write(&changed));
+    };
+    refused(|vm| vm.memory.value += guest_map::RAM_GRANULE / 2);
+    refused(|vm| vm.memory.value = guest_map::RAM_LIMIT + guest_map::RAM_GRANULE);
+    refused(|vm| vm.cpus.value = Cpus::Count(MAX_CPUS as u32 + 1));
+    if !vm.functions.is_empty() {
+        refused(|vm| vm.functions.push(vm.functions[0].clone()));
+    }
 }
 
 fn check(vm: &Vm) {

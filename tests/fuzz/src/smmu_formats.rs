@@ -2,9 +2,11 @@
 
 use model::decode;
 use model::profile::Profile;
+use smmu::addr::{Ipa, Pa, Vmid};
 use smmu::event::Event;
 use smmu::format;
-use smmu::ste::Ste;
+use smmu::stage2::Format;
+use smmu::ste::{Stage1Config, Stage2Config, Ste};
 
 use crate::Input;
 
@@ -12,6 +14,7 @@ use crate::Input;
 pub fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     match input.below(6) {
+        0 if input.any() => ste(drivers_ste(&mut input)),
         0 => ste(words(&mut input)),
         1 => {
             let words: [u64; 8] = words(&mut input);
@@ -40,6 +43,35 @@ pub fn run(bytes: &[u8]) {
 
 fn words<const N: usize>(input: &mut Input<'_>) -> [u64; N] {
     std::array::from_fn(|_| input.any())
+}
+
+/// An STE that the driver could write, but for a few bits: of random words hardly any is.
+fn drivers_ste(input: &mut Input<'_>) -> [u64; 8] {
+    let (bits, output) = (32 + input.below(17) as u8, input.one_of(&[40, 44, 48]));
+    let Ok(format) = Format::new(bits.min(output), output, input.any()) else {
+        return words(input);
+    };
+    let root = u64::from(input.any::<u16>()) * format.root_size();
+    let stage2 = Stage2Config {
+        vmid: Vmid(input.any()),
+        root: Pa::new(root),
+        format,
+        record: input.any(),
+        stall_disable: input.any(),
+    };
+    let stage1 = Stage1Config {
+        context: Ipa::new(input.any()),
+        inner: input.any(),
+        outer: input.any(),
+        shareability: input.any(),
+    };
+    let ste = if input.any() { Ste::Nested(stage1, stage2) } else { Ste::Stage2(stage2) };
+    let mut words = ste.encode();
+    for _ in 0..input.below(4) {
+        let bit = input.below(512) as usize;
+        words[bit / 64] ^= 1 << (bit % 64);
+    }
+    words
 }
 
 fn ste(words: [u64; 8]) {

@@ -57,7 +57,14 @@ pub fn run(bytes: &[u8]) {
             if input.is_empty() {
                 return;
             }
-            match input.below(8) {
+            match input.below(9) {
+                8 => {
+                    // An STE right where it belongs, with anything in what is cached how.
+                    let (virt, _) = input.one_of(&STREAMS);
+                    let word0 = input.one_of(&[STAGE1, STAGE1 | 0x40, 0b1001, 0b1]);
+                    guest.poke(TABLE + 64 * u64::from(virt), &[word0, input.any()]);
+                    guest.issue(&[[3 | u64::from(virt) << 32, 1], [0x46, 0]]);
+                }
                 0..3 => {
                     let at = input.near(&PLACES);
                     let words: Vec<u64> =
