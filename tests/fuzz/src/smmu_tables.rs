@@ -47,7 +47,8 @@ pub fn run(bytes: &[u8]) {
         for (virt, _) in STREAMS {
             guest.poke(TABLE + 64 * u64::from(virt), &[STAGE1, 0xd4, 0, 0, 0, 0, 0, 0]);
         }
-        if input.any() {
+        let two_levels = input.any();
+        if two_levels {
             // Two levels: FMT=1, SPLIT=6, eight bits.
             guest.write(0x88, Width::Word, 1 << 16 | 6 << 6 | 8);
             guest.poke(TABLE, &[LEVEL2 | input.below(16) as u64]);
@@ -60,10 +61,18 @@ pub fn run(bytes: &[u8]) {
             match input.below(9) {
                 8 => {
                     // An STE right where it belongs, with anything in what is cached how.
-                    let (virt, _) = input.one_of(&STREAMS);
-                    let word0 = input.one_of(&[STAGE1, STAGE1 | 0x40, 0b1001, 0b1]);
+                    let (virt, phys) = input.one_of(&STREAMS);
+                    let word0 = input.one_of(&[STAGE1, STAGE1 | 0x40, 0b1001, 1, 0]);
                     guest.poke(TABLE + 64 * u64::from(virt), &[word0, input.any()]);
                     guest.issue(&[[3 | u64::from(virt) << 32, 1], [0x46, 0]]);
+                    // In a linear table it counts now.
+                    let outcome = guest.dma(phys, RAM, true);
+                    match word0 {
+                        _ if two_levels => {}
+                        0b1001 => assert!(matches!(outcome, Outcome::Reaches(_)), "{outcome:?}"),
+                        0 | 1 => assert_eq!(outcome, Outcome::Aborted),
+                        _ => {}
+                    }
                 }
                 0..3 => {
                     let at = input.near(&PLACES);
