@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use evidence::report::{Report, Stream};
 use xtask::request::{Action, Request, When};
 use xtask::size::MIB;
 use xtask::vm::{Content, Cpus, Said, Vm};
@@ -53,4 +54,38 @@ pub fn order(request: &mut Request, seconds: u64, command: &str) {
 /// What did not.
 pub fn suite(role: &str, cpus: u32, options: &[&str]) -> Result<Run> {
     boot(&machine(vec![vm(role, role, cpus)], options)?)?.passed()
+}
+
+/// Lives of one VM after each other, `boots` in all, in each of which its kernel starts over once more.
+///
+/// # Errors
+///
+/// What did not pass.
+pub fn reborn(boots: u32, options: &[&str]) -> Result<Run> {
+    let mut vm = vm("reborn", "reborn", 1);
+    if let Content::BuiltIn { append, .. } = &mut vm.content {
+        *append = format!("boots={boots}");
+    }
+    boot(&machine(vec![vm], options)?)?.passed()
+}
+
+/// Requires that a VM that was started `boots` times has left no more behind than one that was started a few times:
+/// in EL2's memory and that of guests, in its streams, and in event queues.
+///
+/// # Errors
+///
+/// What it left.
+pub fn leaves_nothing(few: &Run, many: &Run, boots: u32) -> Result<()> {
+    let (before, after) = (&few.outcome.verdict.report, &many.outcome.verdict.report);
+    let lives = after.vm("reborn").map(|vm| vm.boots);
+    ensure!(lives == Some(boots), "{lives:?} boots");
+    ensure!(before.sizes == after.sizes, "in use: {:?}, then {:?}", before.sizes, after.sizes);
+    ensure!(after.dropped() == 0, "{} events were lost", after.dropped());
+    let streams = |report: &Report| {
+        let of = |stream: &Stream| (stream.sid, stream.vm.clone(), stream.state, stream.muted);
+        report.streams.iter().map(of).collect::<Vec<_>>()
+    };
+    let (before, after) = (streams(before), streams(after));
+    ensure!(before == after, "streams: {before:?}, then {after:?}");
+    Ok(())
 }

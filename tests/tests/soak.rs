@@ -4,6 +4,7 @@ use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 use platform::bundle::OnCrashKexec;
 use platform::report::Cause;
+use tests::built_in;
 use tests::cost::{self, Size};
 use tests::linux::{Stage, add, add_bystander, lives, machine};
 use tests::run::boot;
@@ -29,6 +30,7 @@ const TESTS: &[Test] = &[
     ("native::kexec_without_shutdown", native_no_shutdown),
     ("native::unaware_and_u_boot", native_unaware),
     ("native::adopting_crash_kernel", native_adopt),
+    ("restarts::1000_of_one_vm", restarts),
     ("load::100_rounds_of_hotplug", hotplug),
     ("load::10_minutes_on_two_vms", load),
 ];
@@ -63,6 +65,13 @@ fn close_cost() -> Result<()> {
         cost::is_flat(&of_memory.iter().map(|costs| costs[index]).collect::<Vec<_>>())?;
     }
     Ok(())
+}
+
+/// A thousand lives of one VM leave no more behind than ten.
+fn restarts() -> Result<()> {
+    const BOOTS: u32 = 1000;
+    let (few, many) = (built_in::reborn(10, &TIMEOUT)?, built_in::reborn(BOOTS, &TIMEOUT)?);
+    built_in::leaves_nothing(&few, &many, BOOTS)
 }
 
 /// Every way to use the SMMU that its driver has an option for.

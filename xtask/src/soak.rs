@@ -33,6 +33,7 @@ const SOAKS: &[Soak] = &[
     ("cost", || tests("cost")),
     ("kernels", || tests("kernels")),
     ("kexec", || tests("kexec")),
+    ("restarts", || tests("restarts")),
     ("load", || tests("load")),
     ("native", || tests("native")),
     ("fuzz", fuzz),
@@ -79,6 +80,7 @@ const TESTS: &[&str] = &[
     "native::kexec_without_shutdown",
     "native::unaware_and_u_boot",
     "native::adopting_crash_kernel",
+    "restarts::1000_of_one_vm",
     "load::100_rounds_of_hotplug",
     "load::10_minutes_on_two_vms",
 ];
