@@ -4,7 +4,8 @@
 use core::fmt::{self, Write as _};
 
 use arm_pl011_uart::{Interrupts, Uart};
-use spin::Mutex;
+
+use crate::turns::Shared;
 
 /// Guests' lines and EL2's log going out, what is typed for guest 0 coming in.
 pub static CONSOLE: Port = Port::new();
@@ -12,11 +13,11 @@ pub static CONSOLE: Port = Port::new();
 pub static OPERATOR: Port = Port::new();
 
 /// A UART, once it was found.
-pub struct Port(Mutex<Option<Uart<'static>>>);
+pub struct Port(Shared<Option<Uart<'static>>>);
 
 impl Port {
     const fn new() -> Self {
-        Self(Mutex::new(None))
+        Self(Shared::new(None))
     }
 
     /// From now on this port is `uart`.

@@ -14,6 +14,7 @@ use spin::{Mutex, MutexGuard};
 use crate::arch::timer;
 use crate::mem::frames::TableFrames;
 use crate::mem::shared::SmmuHardware;
+use crate::turns::Shared;
 use crate::{machine, vsmmu};
 
 /// Records taken from an event queue before its lock is given up.
@@ -36,7 +37,7 @@ pub struct Iommu {
     number: u8,
     /// What the device tree says of it.
     pub facts: dt::Smmu,
-    driver: Mutex<Driver>,
+    driver: Shared<Driver>,
 }
 
 impl Iommu {
@@ -58,7 +59,7 @@ impl Iommu {
         // Each driver has its streams for ever.
         let streams = MutexGuard::leak(STREAMS[number].lock());
         let driver = Smmu::take_over(hardware, config, streams, &mut TableFrames)?;
-        Ok(Self { number: number as u8, facts, driver: Mutex::new(driver) })
+        Ok(Self { number: number as u8, facts, driver: Shared::new(driver) })
     }
 
     /// Where its registers are.

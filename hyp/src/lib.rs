@@ -44,6 +44,8 @@ pub mod takeover;
 #[cfg(target_os = "none")]
 pub mod teardown;
 #[cfg(target_os = "none")]
+pub mod turns;
+#[cfg(target_os = "none")]
 pub mod typing;
 pub mod vgic;
 #[cfg(target_os = "none")]

@@ -19,6 +19,7 @@ use crate::machine::{self, hypervisor};
 use crate::mem::{frames, layout};
 use crate::pci::MAX_VM_FUNCTIONS;
 use crate::teardown::{MAX_TEARDOWNS, TeardownId};
+use crate::turns;
 use crate::vm::Vm;
 
 /// More kinds of commands than there are.
@@ -88,6 +89,7 @@ fn send_vm(out: &mut Sender, vm: &Vm) {
         cpus: vm.config.cpus.iter().copied().collect(),
         exits: vm.exits.total(),
         lines_left_out: vm.lines.left_out(),
+        lock_waits: vm.vcpus.iter().map(|vcpu| turns::waits(vcpu.cpu)).sum(),
     }));
     let ram = vm.ram.segments().iter().map(|s| (s.ipa, s.pa, s.size, MemoryKind::Ram));
     // A bus that is being reset is left out: nobody waits for it here.

@@ -207,6 +207,10 @@ pub struct Vm {
     pub exits: u64,
     /// Lines about it that EL2 left out on the console (C7).
     pub lines_left_out: u64,
+    /// How often one of its CPUs found a lock taken that VMs share, a physical SMMU's or a UART's. Each time it waited for at
+    /// most one turn of every other CPU.
+    #[serde(default)]
+    pub lock_waits: u64,
 }
 
 /// One piece of a VM's address space.

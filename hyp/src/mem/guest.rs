@@ -145,14 +145,15 @@ impl GuestRam {
             let inside = |s: &&Segment| at >= s.ipa && at.raw() - s.ipa.raw() < s.size;
             let segment = self.segments.iter().find(inside).filter(|_| at.is_aligned(8));
             let segment = segment.ok_or(OutsideRam)?;
-            let end = segment.pa.raw() + segment.size;
-            let mut pa = segment.pa.raw() + (at.raw() - segment.ipa.raw());
-            while index < count && pa < end {
-                // SAFETY: the word is aligned and inside a segment, whose size is a multiple of its own and which is
-                // mapped as Data for ever; while a CPU of the VM runs, EL2 reaches it only here, atomically.
-                work(index, unsafe { AtomicU64::from_ptr(pa as *mut u64) });
+            let offset = at.raw() - segment.ipa.raw();
+            let length = ((segment.size - offset) / 8).min((count - index) as u64) as usize;
+            let from = segment.pa.raw() + offset;
+            // SAFETY: the words are aligned and inside a segment, whose size is a multiple of theirs and which is mapped as
+            // Data for ever; while a CPU of the VM runs, EL2 reaches it only here, atomically.
+            let words = unsafe { core::slice::from_raw_parts(from as *const AtomicU64, length) };
+            for word in words {
+                work(index, word);
                 index += 1;
-                pa += 8;
             }
         }
         Ok(())

@@ -188,6 +188,7 @@ fn report() -> Report {
         memory: vec![Memory { ipa: Hex(RAM), pa: Hex(pa), size: SIZE, kind: MemoryKind::Ram }],
         exits: Exits { total: 7, by_reason: BTreeMap::from([("wfi".into(), 7)]) },
         lines_left_out: 0,
+        lock_waits: 0,
         teardowns: vec![Teardown {
             cause: Cause::SystemOff,
             streams: 1,
@@ -388,6 +389,7 @@ fn records(report: &Report) -> Vec<Record> {
             cpus: vm.cpus.iter().copied().collect(),
             exits: vm.exits.total,
             lines_left_out: vm.lines_left_out,
+            lock_waits: vm.lock_waits,
         }));
         records.extend(vm.memory.iter().map(|piece| {
             let Memory { ipa, pa, size, kind } = *piece;

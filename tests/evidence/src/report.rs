@@ -47,6 +47,9 @@ pub struct Vm {
     /// Lines about it that EL2 left out on the console.
     #[serde(default)]
     pub lines_left_out: u64,
+    /// How often one of its CPUs found a lock taken that VMs share.
+    #[serde(default)]
+    pub lock_waits: u64,
     /// The closes of its streams, in order.
     pub teardowns: Vec<Teardown>,
 }
@@ -395,6 +398,7 @@ impl Report {
                     memory: Vec::new(),
                     exits: Exits { total: vm.exits, by_reason: BTreeMap::new() },
                     lines_left_out: vm.lines_left_out,
+                    lock_waits: vm.lock_waits,
                     teardowns: Vec::new(),
                 });
             }

@@ -3,6 +3,7 @@
 mod check;
 mod cold;
 mod cost;
+mod deluge;
 mod flood;
 mod forger;
 mod irq;
@@ -35,6 +36,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     match role {
         "victim" => victim::run(machine),
         "rogue" => rogue::run(machine),
+        "deluge" => deluge::run(machine),
         "flood" => flood::run(machine),
         "forger" => forger::run(machine),
         "irq" => irq::run(machine),

@@ -28,6 +28,7 @@ pub const TESTS: &[Test] = &[
     ("qemu::a_batch_of_one_command_is_cheap", batch_cost),
     ("qemu::a_forging_driver_hurts_only_itself", forger),
     ("qemu::a_guest_cannot_flood_the_console", flood),
+    ("qemu::a_flood_of_invalidations_slows_only_itself", deluge),
     ("qemu::a_bare_smmu_is_what_the_suites_take_it_for", bare_smmu),
     // Its registers are fewer than a page, so EL2 forwards accesses to them, and it answers 64-bit ones with an error.
     ("qemu::a_hostile_guest_with_a_device_that_refuses", || {
@@ -120,6 +121,41 @@ fn flood() -> Result<()> {
     ensure!(told == left_out, "{left_out} lines were left out, {told} of them told");
     let others = outcome.verdict.report.vm("victim").map(|vm| vm.lines_left_out);
     ensure!(others == Some(0), "the victim paid for it: {others:?}");
+    Ok(())
+}
+
+/// Two VMs that invalidate without a pause, beside one that moves data: that one comes to EL2 as often as alone, and waits
+/// for a shared lock less than once in a hundred commands of theirs. They do wait for each other.
+fn deluge() -> Result<()> {
+    const ROUNDS: u64 = 60;
+    let alone = boot(&machine(vec![victim(10)], &[])?)?.passed()?;
+    let alone = quiet_exits(&alone.outcome, 10);
+    let drowning = |name, cpu| {
+        let mut vm = vm(name, "deluge", 1);
+        vm.cpus = Said::new(Cpus::These(vec![cpu]), "the test");
+        vm
+    };
+    let vms = vec![victim(ROUNDS), drowning("rain", 2), drowning("storm", 3)];
+    let run = boot(&machine(vms, &[])?)?
+        .passed()?
+        .printed("[rain] @done role=deluge")?
+        .printed("[storm] @done role=deluge")?
+        .holds(
+            &format!("the victim comes to EL2 as often as it does alone: {alone:?}"),
+            |outcome| quiet_exits(outcome, ROUNDS) == alone,
+        )?;
+    let report = &run.outcome.verdict.report;
+    let invalidations = ["CMD_TLBI_NH_ALL", "CMD_TLBI_NSNH_ALL"];
+    let commands = report.smmu.iter().flat_map(|smmu| &smmu.commands);
+    let commands: u64 =
+        commands.filter(|(name, _)| invalidations.contains(&name.as_str())).map(|(_, n)| n).sum();
+    ensure!(commands >= 2 * 200 * 249, "only {commands} invalidations");
+    let theirs: u64 =
+        ["rain", "storm"].iter().filter_map(|vm| Some(report.vm(vm)?.lock_waits)).sum();
+    ensure!(theirs > 0, "nobody found a lock taken");
+    let victim = report.vm("victim").context("no victim")?;
+    let (waits, exits) = (victim.lock_waits, victim.exits.total);
+    ensure!(waits <= exits.min(commands / 100), "{waits} waits in {exits} exits beside {commands}");
     Ok(())
 }
 

@@ -61,6 +61,7 @@ fn records() -> Vec<Record> {
             cpus: [1].into_iter().collect(),
             exits: 10,
             lines_left_out: 2,
+            lock_waits: 3,
         }),
         Record::Smmu(report::Smmu {
             base: Hex(0x905_0000),
@@ -130,6 +131,7 @@ fn the_file_has_the_documented_names_and_nesting() {
             "memory": [{ "ipa": "0x40000000", "pa": "0x46000000", "size": 0x100_0000, "kind": "ram" }],
             "exits": { "total": 10, "by_reason": { "wfi": 7 } },
             "lines_left_out": 2,
+            "lock_waits": 3,
             "teardowns": [{
                 "cause": "system-off", "streams": 1, "instructions": null,
                 "quiesced": [{ "address": "00:02.0", "how": "bus-master", "clean": false }],
