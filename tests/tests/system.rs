@@ -26,6 +26,8 @@ mod machines;
 mod native;
 #[path = "system/operator.rs"]
 mod operator;
+#[path = "system/overlap.rs"]
+mod overlap;
 #[path = "system/quarantine.rs"]
 mod quarantine;
 #[path = "system/sabotage.rs"]
@@ -51,6 +53,7 @@ fn main() {
         harness::TESTS,
         machines::TESTS,
         operator::TESTS,
+        overlap::TESTS,
         quarantine::TESTS,
         suites::TESTS,
         sabotage::TESTS,

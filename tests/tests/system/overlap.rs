@@ -1,0 +1,102 @@
+//! Ends that overlap: of a VM while another kernel is about to take it over, and of two VMs at once.
+
+use anyhow::{Context, Result, bail};
+use platform::operator::Command;
+use platform::pcie::Bdf;
+use platform::report::{Cause, Name, StreamState, VmState};
+use tests::built_in::victim;
+use tests::run::{Run, boot, request};
+use xtask::request::{Action, Request, When};
+use xtask::vm::LINEAGE;
+
+use crate::Test;
+
+pub const TESTS: &[Test] = &[("qemu::a_kill_during_a_hand_over_ends_it", kill)];
+
+/// How often the kill may come before or after the hand-over, of which no clock outside of the machine knows: the
+/// hand-over takes a quarter of a second, as its device has no reset and is watched.
+const ATTEMPTS: u32 = 6;
+/// What EL2 says of one that came during it.
+const HIT: &str = "lineage: ended during its hand-over";
+
+/// The StreamID of the first VM's device: it is in slot 2.
+const FIRST: u32 = 0x10;
+/// That of the other one's, in slot 8: its lines are no other VM's.
+const OTHER: u32 = 0x40;
+const OTHER_SLOTS: [u8; 2] = [4, 8];
+
+fn kill() -> Result<()> {
+    for _ in 0..ATTEMPTS {
+        let run = judge(boot(&machine()?)?)?;
+        if run.outcome.console.iter().any(|line| line.contains(HIT)) {
+            run.holds("the hand-over and the end were both torn down", |outcome| {
+                let vm = outcome.verdict.report.vm(LINEAGE);
+                let causes = vm.map(|vm| vm.teardowns.iter().map(|teardown| teardown.cause));
+                causes.is_some_and(|causes| causes.eq([Cause::MmuOff, Cause::Operator]))
+            })?;
+            return Ok(());
+        }
+    }
+    bail!("no kill of {ATTEMPTS} came during the hand-over")
+}
+
+/// A VM that moves data all the time, one whose kernel starts another one, and one that waits. As soon as the second is
+/// about to go the operator switches it off; as soon as the third waits he restarts it. Both take as long to get there, so
+/// that the operator ends them at about the same time.
+fn machine() -> Result<Request> {
+    let mut machine = request(&["--scenario", "es1370-kexec"])?;
+    let other = request(&["--scenario", "virtio-blk-kill"])?;
+    let mut vm = other.vms.into_iter().next().context("a scenario without VM")?;
+    vm.name.value = Name::try_from("other").expect("it fits");
+    for (function, slot) in vm.functions.iter_mut().zip(OTHER_SLOTS) {
+        function.value.address = Bdf::new(0, slot, 0).expect("slots are below 32");
+    }
+    let mut device = other.devices.into_iter().next().context("a scenario without device")?;
+    device.device.set("addr", &format!("{:x}", OTHER_SLOTS[1]));
+    machine.devices.push(device);
+    machine.backends.extend(other.backends);
+    machine.extra.extend(other.extra);
+    machine.vms[0].expect.clear();
+    let name = machine.vms[0].name.value.clone();
+    let other = vm.name.value.clone();
+    machine.actions = [
+        (name.clone(), "@armed", Command::Off(name)),
+        (other.clone(), "@waits", Command::Restart(other)),
+    ]
+    .map(|(vm, text, command)| Action { when: When::Said { vm, text: text.into() }, command })
+    .into();
+    machine.vms.push(vm);
+    // The run ends when the first one does.
+    machine.vms.insert(0, victim(80));
+    Ok(machine)
+}
+
+/// What must hold whenever the kill came.
+fn judge(run: Run) -> Result<Run> {
+    let is_open = |state| matches!(state, StreamState::Stage2 | StreamState::Nested);
+    run.passed()?
+        .printed("[victim] @done role=victim")?
+        .printed("[other] @canary page=0x40400000 ok")?
+        .printed("[other] @again source=virtio-blk works")?
+        .holds("the kill was the end", |outcome| {
+            let vm = outcome.verdict.report.vm(LINEAGE);
+            vm.is_some_and(|vm| vm.state == VmState::Off && vm.boots == 1)
+        })?
+        .holds("the restart was one", |outcome| {
+            outcome.verdict.report.vm("other").is_some_and(|vm| vm.boots == 2)
+        })?
+        .holds("what was closed stays closed; who was restarted has its device again", |outcome| {
+            let opened = |sid| {
+                let stream = outcome.verdict.report.stream(sid);
+                let history = stream.iter().flat_map(|stream| &stream.history);
+                history.filter(|entered| is_open(entered.state)).count()
+            };
+            let closed = outcome.verdict.report.stream(FIRST).is_some_and(|s| !is_open(s.state));
+            opened(FIRST) == 1 && opened(OTHER) == 2 && closed
+        })?
+        .holds("the VM beside them was never refused anything", |outcome| {
+            let streams = &outcome.verdict.report.streams;
+            let mut victims = streams.iter().filter(|s| s.vm.as_deref() == Some("victim"));
+            victims.all(|stream| stream.faults.is_empty() && stream.transitions <= 4)
+        })
+}
