@@ -31,8 +31,12 @@ fn kill() -> Result<()> {
         if run.outcome.console.iter().any(|line| line.contains(HIT)) {
             run.holds("the hand-over and the end were both torn down", |outcome| {
                 let vm = outcome.verdict.report.vm(LINEAGE);
-                let causes = vm.map(|vm| vm.teardowns.iter().map(|teardown| teardown.cause));
-                causes.is_some_and(|causes| causes.eq([Cause::MmuOff, Cause::Operator]))
+                let teardowns = vm.map_or(&[][..], |vm| &vm.teardowns);
+                let causes: Vec<Cause> = teardowns.iter().map(|each| each.cause).collect();
+                let closed: u64 = teardowns.iter().map(|each| u64::from(each.streams)).sum();
+                // Whichever CPU comes first to the SMMU's lock closes both streams.
+                let orders = [[Cause::MmuOff, Cause::Operator], [Cause::Operator, Cause::MmuOff]];
+                orders.iter().any(|order| causes == *order) && closed == 2
             })?;
             return Ok(());
         }
