@@ -15,7 +15,12 @@ const MEMORY: u64 = 32 * MIB;
 
 /// A VM that runs the built-in guest in any of its roles.
 pub fn vm(name: &str, role: &str, cpus: u32) -> Vm {
-    let content = Content::BuiltIn { role: role.into(), append: String::new() };
+    told(name, role, cpus, "")
+}
+
+/// Likewise, with what the role is told in its boot arguments.
+pub fn told(name: &str, role: &str, cpus: u32, append: &str) -> Vm {
+    let content = Content::BuiltIn { role: role.into(), append: append.into() };
     let name = platform::name::parse(name).expect("tests use valid names");
     let mut vm = Vm::new(Said::new(name, "the test"), content);
     vm.cpus = Said::new(Cpus::Count(cpus), "the test");
@@ -25,9 +30,7 @@ pub fn vm(name: &str, role: &str, cpus: u32) -> Vm {
 
 /// A VM on CPU 0 whose device moves data so often, which it checks.
 pub fn victim(rounds: u64) -> Vm {
-    let mut victim = vm("victim", "victim", 1);
-    let append = format!("rounds={rounds}");
-    victim.content = Content::BuiltIn { role: "victim".into(), append };
+    let mut victim = told("victim", "victim", 1, &format!("rounds={rounds}"));
     victim.cpus = Said::new(Cpus::These(vec![0]), "the test");
     victim
 }
@@ -62,10 +65,7 @@ pub fn suite(role: &str, cpus: u32, options: &[&str]) -> Result<Run> {
 ///
 /// What did not pass.
 pub fn reborn(boots: u32, options: &[&str]) -> Result<Run> {
-    let mut vm = vm("reborn", "reborn", 1);
-    if let Content::BuiltIn { append, .. } = &mut vm.content {
-        *append = format!("boots={boots}");
-    }
+    let vm = told("reborn", "reborn", 1, &format!("boots={boots}"));
     boot(&machine(vec![vm], options)?)?.passed()
 }
 

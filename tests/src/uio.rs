@@ -33,11 +33,8 @@ const ROUNDS: &str = "rounds=100000";
 ///
 /// If the program does not build, or what it is built with is missing.
 pub fn attack() -> Result<Request> {
-    let mut victim = built_in::vm("victim", "victim", 1);
+    let mut victim = built_in::told("victim", "victim", 1, ROUNDS);
     victim.memory = Said::new(VICTIM_MEMORY, "the test");
-    if let Content::BuiltIn { append, .. } = &mut victim.content {
-        *append = ROUNDS.into();
-    }
     let ram = Machine::memory_for(MEMORY + VICTIM_MEMORY, BUNDLE);
     let targets = builtin::targets(MEMORY, ram);
     ensure!(!targets.is_empty(), "there is nothing to aim at");
