@@ -3,9 +3,9 @@
 use anyhow::{Context, Result, ensure};
 use platform::bundle::{Function, MAX_FUNCTIONS, Reset};
 use platform::pcie::Bdf;
-use xtask::vm::{Content, Said, Vm};
+use xtask::vm::{Said, Vm};
 
-use crate::built_in::{machine, vm};
+use crate::built_in::{machine, told};
 use crate::run::boot;
 
 /// The most streams that one VM can have: each function is one.
@@ -19,6 +19,9 @@ const PER_STREAM: u64 = 400;
 /// 2 MiB of a VM of 512 MiB would be more.
 const NOISE: u64 = 100;
 
+/// The name of the VM that is closed.
+const NAME: &str = "victim";
+
 /// A VM to close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
@@ -28,39 +31,25 @@ pub struct Size {
     pub memory: u64,
 }
 
-/// How many instructions each of these VMs' closes costs, all on one machine whose time is instructions, with further
-/// options of `cargo xtask qemu`. At most three VMs: each has an interrupt line, so every fourth slot, for itself.
+/// How many instructions the close of this VM costs, on a machine whose time is instructions, with further options of
+/// `cargo xtask qemu`. It has the machine to itself: QEMU's counter counts the instructions of all CPUs together, so that
+/// a turn of another busy one, of some ten thousand, may be among them.
 ///
 /// # Errors
 ///
-/// What kept a VM from being closed as a whole, once, and counted.
-pub fn of_closes(sizes: &[Size], options: &[&str]) -> Result<Vec<u64>> {
-    let vms = sizes.iter().zip(0..).map(|(size, index)| sized(index, *size)).collect();
-    let run = boot(&machine(vms, &[&["--icount"], options].concat())?)?.passed()?;
-    let report = &run.outcome.verdict.report;
-    let cost = |(size, index): (&Size, u8)| {
-        let teardowns = &report.vm(&name(index)).context("a VM is not in the report")?.teardowns;
-        let [close] = &teardowns[..] else { anyhow::bail!("{} closes of one VM", teardowns.len()) };
-        ensure!(close.streams == size.streams, "{} streams of {}", close.streams, size.streams);
-        close.instructions.context("the close was not counted")
-    };
-    sizes.iter().zip(0..).map(cost).collect()
+/// What kept the VM from being closed as a whole, once, and counted.
+pub fn of_close(size: Size, options: &[&str]) -> Result<u64> {
+    let run = boot(&machine(vec![sized(size)], &[&["--icount"], options].concat())?)?.passed()?;
+    let vm = run.outcome.verdict.report.vm(NAME).context("the VM is not in the report")?;
+    let [close] = &vm.teardowns[..] else { anyhow::bail!("{} closes", vm.teardowns.len()) };
+    ensure!(close.streams == size.streams, "{} streams of {}", close.streams, size.streams);
+    close.instructions.context("the close was not counted")
 }
 
-fn name(index: u8) -> String {
-    format!("vm{index}")
-}
-
-fn sized(index: u8, Size { streams, memory }: Size) -> Vm {
-    // The run lasts as long as its guest 0.
-    let role = if index == 0 { "victim" } else { "spin" };
-    let mut vm = vm(&name(index), role, 1);
-    if let Content::BuiltIn { append, .. } = &mut vm.content {
-        *append = "rounds=2".into();
-    }
+fn sized(Size { streams, memory }: Size) -> Vm {
+    let mut vm = told(NAME, "victim", 1, "rounds=2");
     vm.memory = Said::new(memory, "the test");
-    let slots = (index + 1..32).step_by(4);
-    let places = slots.flat_map(|slot| (0..8).filter_map(move |n| Bdf::new(0, slot, n)));
+    let places = (1..32).flat_map(|slot| (0..8).filter_map(move |n| Bdf::new(0, slot, n)));
     let claims = places.take(streams as usize);
     vm.functions = claims
         .map(|address| Said::new(Function { address, reset: Reset::Auto }, "the test"))

@@ -50,8 +50,7 @@ fn close_cost() -> Result<()> {
     const STREAMS: [u32; 3] = [1, 8, cost::MOST_STREAMS];
     let mut of_memory = Vec::new();
     for memory in [64 * MIB, 1024 * MIB, 8192 * MIB] {
-        // One by one: three of the largest are more than a usual host has.
-        let cost = |streams| Ok(cost::of_closes(&[Size { streams, memory }], &TIMEOUT)?[0]);
+        let cost = |streams| cost::of_close(Size { streams, memory }, &TIMEOUT);
         let costs = STREAMS.into_iter().map(cost).collect::<Result<Vec<u64>>>()?;
         println!("{} MiB: {costs:?} instructions for {STREAMS:?} streams", memory / MIB);
         of_memory.push(costs);

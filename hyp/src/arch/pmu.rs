@@ -27,7 +27,8 @@ fn is_present() -> bool {
 #[derive(Debug)]
 pub struct Running(());
 
-/// Starts to count EL2's instructions on this CPU; `None` if the machine does not count them.
+/// Starts to count EL2's instructions on this CPU; `None` if the machine does not count them. QEMU's counter is one for
+/// all CPUs and exception levels: there it counts what others execute meanwhile as well.
 pub fn start() -> Option<Running> {
     if !is_present() {
         return None;
