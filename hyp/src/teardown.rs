@@ -281,7 +281,7 @@ pub fn hand_over(vm: &Vm, cause: Cause) -> bool {
     takeover::suspect(vm);
     let goes_on = vm.life.lock().handed_over();
     if !goes_on {
-        log::info!("{}: ended during its hand-over", vm.name());
+        vm.say(Level::Info, Say::Always, format_args!("{}: ended during its hand-over", vm.name()));
         kick_all(vm);
     }
     goes_on
