@@ -108,6 +108,13 @@ pub enum StreamState {
     Nested,
 }
 
+impl StreamState {
+    /// Whether its device reaches memory.
+    pub const fn is_open(self) -> bool {
+        matches!(self, Self::Stage2 | Self::Nested)
+    }
+}
+
 /// Why streams were closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

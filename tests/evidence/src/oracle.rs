@@ -222,13 +222,13 @@ pub fn state_at(stream: &report::Stream, cfgi: u32) -> StreamState {
 
 /// Whether `stream` was closed after `cfgi` `CFGI_STE`, having been open before: its owner was gone.
 pub fn closed_again(stream: &report::Stream, cfgi: u32) -> bool {
-    let opened = stream.history.iter().any(|e| e.cfgi <= cfgi && is_open(e.state));
-    opened && !is_open(state_at(stream, cfgi))
+    let opened = stream.history.iter().any(|e| e.cfgi <= cfgi && e.state.is_open());
+    opened && !state_at(stream, cfgi).is_open()
 }
 
 /// Whether `stream` was opened at some time after `cfgi` `CFGI_STE`.
 pub fn opened_after(stream: &report::Stream, cfgi: u32) -> bool {
-    stream.history.iter().any(|entered| entered.cfgi > cfgi && is_open(entered.state))
+    stream.history.iter().any(|entered| entered.cfgi > cfgi && entered.state.is_open())
 }
 
 /// The pages, by physical page number, that devices of `vm` may reach.
@@ -258,10 +258,6 @@ fn forgotten(stream: &report::Stream, cfgi: u32) -> bool {
 }
 
 const GERROR_CMDQ_ERR: u32 = 1;
-
-const fn is_open(state: StreamState) -> bool {
-    matches!(state, StreamState::Stage2 | StreamState::Nested)
-}
 
 const fn state_name(state: StreamState) -> &'static str {
     match state {
@@ -321,7 +317,7 @@ fn confined(
             if !outruns {
                 findings.push(Finding::Forgotten { sid, cfgi });
             }
-        } else if !is_open(state) {
+        } else if !state.is_open() {
             findings.push(Finding::Closed { sid, state, cfgi, count: epoch.successes });
         }
         epoch.pages().iter().for_each(|range| reached.insert(range));

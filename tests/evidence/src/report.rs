@@ -117,6 +117,13 @@ pub struct Stream {
     pub stopped_after_teardown: report::Stopped,
 }
 
+impl Stream {
+    /// How often it was opened, as far as its history goes back.
+    pub fn openings(&self) -> usize {
+        self.history.iter().filter(|entered| entered.state.is_open()).count()
+    }
+}
+
 /// A state that a stream entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entered {

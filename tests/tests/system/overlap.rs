@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use platform::operator::Command;
 use platform::pcie::Bdf;
-use platform::report::{Cause, Name, StreamState, VmState};
+use platform::report::{Cause, Name, VmState};
 use tests::built_in::victim;
 use tests::run::{Run, boot, request};
 use xtask::request::{Action, Request, When};
@@ -77,7 +77,6 @@ fn machine() -> Result<Request> {
 
 /// What must hold whenever the kill came.
 fn judge(run: Run) -> Result<Run> {
-    let is_open = |state| matches!(state, StreamState::Stage2 | StreamState::Nested);
     run.passed()?
         .printed("[victim] @done role=victim")?
         .printed("[other] @canary page=0x40400000 ok")?
@@ -90,13 +89,11 @@ fn judge(run: Run) -> Result<Run> {
             outcome.verdict.report.vm("other").is_some_and(|vm| vm.boots == 2)
         })?
         .holds("what was closed stays closed; who was restarted has its device again", |outcome| {
-            let opened = |sid| {
-                let stream = outcome.verdict.report.stream(sid);
-                let history = stream.iter().flat_map(|stream| &stream.history);
-                history.filter(|entered| is_open(entered.state)).count()
+            let report = &outcome.verdict.report;
+            let (Some(first), Some(other)) = (report.stream(FIRST), report.stream(OTHER)) else {
+                return false;
             };
-            let closed = outcome.verdict.report.stream(FIRST).is_some_and(|s| !is_open(s.state));
-            opened(FIRST) == 1 && opened(OTHER) == 2 && closed
+            first.openings() == 1 && other.openings() == 2 && !first.state.is_open()
         })?
         .holds("the VM beside them was never refused anything", |outcome| {
             let streams = &outcome.verdict.report.streams;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use platform::bundle::Reset;
-use platform::report::{Cause, StreamState, VmState};
+use platform::report::{Cause, VmState};
 use tests::built_in::victim;
 use tests::run::{Run, boot, request};
 use xtask::vm::{Content, LINEAGE};
@@ -67,9 +67,7 @@ fn closed_for_ever(run: Run, cause: Cause) -> Result<Run> {
         })?
         .holds("its stream was open once and is closed", |outcome| {
             let Some(stream) = outcome.verdict.report.stream(SOURCE) else { return false };
-            let open = |state| matches!(state, StreamState::Stage2 | StreamState::Nested);
-            let opened = stream.history.iter().filter(|entered| open(entered.state)).count();
-            stream.armed_at_close && opened == 1 && !open(stream.state)
+            stream.armed_at_close && stream.openings() == 1 && !stream.state.is_open()
         })?
         .holds("nobody found anything else", |outcome| {
             let findings = &outcome.verdict.findings;
