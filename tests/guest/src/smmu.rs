@@ -213,6 +213,16 @@ impl Smmu {
         Self::start(registers, commands, events, table)
     }
 
+    /// Likewise with a linear table, as large as a suite needs one.
+    ///
+    /// # Errors
+    ///
+    /// What did not work.
+    pub fn start_linear(registers: Registers, pool: &mut Pool) -> Result<Self, &'static str> {
+        let log2 = registers.identity().table_log2();
+        Self::start_with(registers, pool, Shape::Linear { log2 })
+    }
+
     /// Issues commands and waits until they are consumed.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use crate::machine::Machine;
 use crate::pci::{Bus, COMMAND_BUS_MASTER};
 use crate::println;
 use crate::smmu::format::{PAGE, command, ste};
-use crate::smmu::{self, Pool, Registers, Shape, Smmu};
+use crate::smmu::{self, Pool, Registers, Smmu};
 
 const ASID: u16 = 1;
 const ROUNDS: u64 = 64;
@@ -22,8 +22,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     let sid = smmu::stream_id(machine, edu.function)?;
     let registers = Registers::find(machine)?;
     let mut pool = Pool::new(machine);
-    let log2 = registers.identity().sid_bits().min(8);
-    let mut smmu = Smmu::start_with(registers, &mut pool, Shape::Linear { log2 })?;
+    let mut smmu = Smmu::start_linear(registers, &mut pool)?;
     smmu.set_ste(sid, &ste::PASS)?;
 
     let ticks = least(|| cpu::spend(YARDSTICK)) - least(|| {});

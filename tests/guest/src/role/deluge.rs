@@ -5,7 +5,7 @@ use crate::edu::Edu;
 use crate::machine::Machine;
 use crate::pci::{Bus, COMMAND_BUS_MASTER};
 use crate::smmu::format::{Command, command, ste};
-use crate::smmu::{self, Pool, Registers, Shape, Smmu};
+use crate::smmu::{self, Pool, Registers, Smmu};
 use crate::timer::Deadline;
 
 /// How long it lasts, and how many batches it has at least.
@@ -19,8 +19,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     let sid = smmu::stream_id(machine, edu.function)?;
     let registers = Registers::find(machine)?;
     let mut pool = Pool::new(machine);
-    let log2 = registers.identity().sid_bits().min(8);
-    let mut smmu = Smmu::start_with(registers, &mut pool, Shape::Linear { log2 })?;
+    let mut smmu = Smmu::start_linear(registers, &mut pool)?;
     smmu.set_ste(sid, &ste::PASS)?;
     let mut batch: [Command; BATCH] = [command::TLBI_NSNH_ALL; BATCH];
     batch[BATCH - 1] = command::SYNC;

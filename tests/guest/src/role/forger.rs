@@ -14,7 +14,7 @@ use crate::pci::{Bus, COMMAND_BUS_MASTER};
 use crate::smmu::format::{
     self, ALLOCATE, Ste, cerror, command, cr0, gbpa, gerror, register, stage1, ste,
 };
-use crate::smmu::{self, Commands, Events, Pool, Registers, Shape, Smmu, Stage1};
+use crate::smmu::{self, Commands, Events, Pool, Registers, Smmu, Stage1};
 use crate::smp::{self, Order};
 use crate::timer::{self, Deadline};
 use crate::{gic, println};
@@ -64,8 +64,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     }
     println!("@iommu smmu=virtual");
     let mut pool = Pool::new(machine);
-    let log2 = registers.identity().sid_bits().min(8);
-    let smmu = Smmu::start_with(registers, &mut pool, Shape::Linear { log2 })?;
+    let smmu = Smmu::start_linear(registers, &mut pool)?;
     let stage1 = Stage1::new(&mut pool, ASID)?;
     stage1.map(&mut pool, IOVA, memory::dma_page(machine, 1))?;
     let mut forger = Forger { machine, edu, sid, pool, smmu, stage1 };
@@ -193,7 +192,7 @@ impl Forger<'_> {
         let mut check = Check::new("forged-stream-tables");
         let registers = self.smmu.registers;
         let enabled = cr0::CMDQEN | cr0::EVENTQEN;
-        let log2 = registers.identity().sid_bits().min(8);
+        let log2 = registers.identity().table_log2();
         // Their own level 1, then that too is forged; a size beyond all StreamIDs, and a reserved format.
         let level1 = self.pool.take(4096)?;
         let config = format::strtab_cfg::two_level(log2, 6);

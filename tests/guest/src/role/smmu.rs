@@ -50,7 +50,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     updates::probe(&suite)?;
     let mut pool = Pool::new(machine);
     // All structures of the suite, made once.
-    let log2 = identity.sid_bits().min(8);
+    let log2 = identity.table_log2();
     let table = StreamTable::new(&mut pool, Shape::Linear { log2 })?;
     let events = Events::new(&mut pool, identity.event_queue_log2().min(8))?;
     let commands = Commands::new(&mut pool, identity.command_queue_log2().min(8))?;

@@ -33,8 +33,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     // No guest of Portcullis is told of a stage 2.
     println!("@iommu smmu={}", if identity.stage2() { "bare" } else { "virtual" });
     let mut pool = Pool::new(machine);
-    let log2 = identity.sid_bits().min(8);
-    let smmu = Smmu::start_with(registers, &mut pool, Shape::Linear { log2 })?;
+    let smmu = Smmu::start_linear(registers, &mut pool)?;
     let stage1 = Stage1::new(&mut pool, ASID)?;
     let mut suite = Suite { machine, edu, sid, identity, pool, smmu, stage1 };
 
@@ -385,7 +384,7 @@ impl Suite<'_> {
         let mut check = Check::new("two-level-tables");
         let to = self.page(1);
         let (sid, bare) = (self.sid, self.identity.stage2());
-        let log2 = self.identity.sid_bits().min(8);
+        let log2 = self.identity.table_log2();
         self.restart(Shape::TwoLevel { log2, split: SPLIT }, |_| Ok(()))?;
         self.is_stopped(&mut check, to, to, format_args!("no second level"))?;
         self.is_event(&mut check, &[event::C_BAD_STREAMID], to, false);
@@ -426,7 +425,7 @@ impl Suite<'_> {
         let mut check = Check::new("entries-from-before-the-enable");
         let (to, sid) = (self.page(1), self.sid);
         // QEMU never goes back from a two-level table to a linear one.
-        let log2 = self.identity.sid_bits().min(8);
+        let log2 = self.identity.table_log2();
         let shape = match self.identity.two_level() {
             true => Shape::TwoLevel { log2, split: 6 },
             false => Shape::Linear { log2 },

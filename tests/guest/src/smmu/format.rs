@@ -141,6 +141,11 @@ impl Identity {
         self.idr[1] & 0x3f
     }
 
+    /// How many bits of a StreamID the suites' tables resolve: all, but no more than 256 streams take.
+    pub fn table_log2(self) -> u32 {
+        self.sid_bits().min(8)
+    }
+
     /// `IDR1.EVENTQS`.
     pub fn event_queue_log2(self) -> u32 {
         self.idr[1] >> 16 & 0x1f
