@@ -3,7 +3,8 @@
 //! cargo-mutants changes one expression or function at a time, in a copy of the last commit, and runs the crate's own
 //! tests; what survives them is tried against the model's as well. A shard is some of the mutants of one file: each that
 //! is done is kept in `tests/soak/mutants.json` with the version of the file that it is of, and does not run again until
-//! that file changes or it has survivors that nobody explained. A survivor that changes nothing that matters is explained in `tests/soak/survivors.md`.
+//! that file changes or it has survivors that nobody explained. A survivor that changes nothing that matters is
+//! explained in `tests/soak/survivors.md`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
