@@ -6,6 +6,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -173,23 +176,59 @@ fn soak(name: &str, cases: &[Case], options: &setup::Options) -> Result<Tally> {
     let commit = commit()?;
     let mut results = read(&path).filter(|results| results.commit == commit).unwrap_or_default();
     results.commit = commit;
-    let mut tally = Tally::default();
-    for (index, case) in cases.iter().enumerate() {
-        let known = results.cases.get(case.name()).filter(|result| result.starts_with(PASSED));
-        let (known, result) = (known.is_some(), known.cloned());
-        let started = Instant::now();
-        let result = result.unwrap_or_else(|| try_case(case, options));
-        let passed = result.starts_with(PASSED);
-        tally.add(Tally { passed: passed.into(), failed: (!passed).into() });
-        let took =
-            if known { "known".into() } else { format!("{} s", started.elapsed().as_secs()) };
-        println!("{name} {}/{}  {}  {result} ({took})", index + 1, cases.len(), case.name());
-        if !known {
-            results.cases.insert(case.name().to_owned(), result);
-            write(&path, &results)?;
+    let (next, progress) = (AtomicUsize::new(0), Mutex::new((results, Tally::default())));
+    let work = || -> Result<()> {
+        while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+            one(name, case, cases.len(), &path, &progress, options)?;
         }
-    }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once(cases)).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| {
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })?;
+    let (_, tally) = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok(tally)
+}
+
+/// How many cases run at a time: fuzzers have a processor each, everything else has the machine to itself.
+fn at_once(cases: &[Case]) -> usize {
+    if cases.iter().all(|case| matches!(case, Case::Fuzz(_))) {
+        thread::available_parallelism().map_or(1, Into::into)
+    } else {
+        1
+    }
+}
+
+/// Runs one of `of` cases, unless it is known to pass, says what came of it, and keeps that.
+fn one(
+    name: &str,
+    case: &Case,
+    of: usize,
+    path: &PathBuf,
+    progress: &Mutex<(Results, Tally)>,
+    options: &setup::Options,
+) -> Result<()> {
+    let progress = || progress.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = progress().0.cases.get(case.name()).filter(|it| it.starts_with(PASSED)).cloned();
+    let started = Instant::now();
+    let result = known.clone().unwrap_or_else(|| try_case(case, options));
+    let took = known
+        .as_ref()
+        .map_or_else(|| format!("{} s", started.elapsed().as_secs()), |_| "known".into());
+    let passed = result.starts_with(PASSED);
+    let mut progress = progress();
+    let (results, tally) = &mut *progress;
+    tally.add(Tally { passed: passed.into(), failed: (!passed).into() });
+    let done = tally.passed + tally.failed;
+    println!("{name} {done}/{of}  {}  {result} ({took})", case.name());
+    if known.is_none() {
+        results.cases.insert(case.name().to_owned(), result);
+        write(path, results)?;
+    }
+    Ok(())
 }
 
 /// Runs one case; says `pass`, or why not.
