@@ -222,6 +222,7 @@ mod tests {
         assert_eq!(event.input, Some(Input { address: Iova::new(0x1_1238), write: true }));
         assert_eq!(event.stage, Some(Stage { stage2: true, class: FaultClass::Input }));
         assert_eq!(event.ipa(), Some(Ipa::new(0x1_1000)));
+        assert!(event.is_of_stage2());
         // The same, read.
         assert!(!record([0x10, 0x10, 0, 0x288, 0x1_1238, 0, 0x1_1238, 0]).input.unwrap().write);
         // A write to a read-only page.
@@ -229,8 +230,10 @@ mod tests {
         // A stage-1 fault has no IPA; a CD that stage 2 does not map is a read of one.
         let event = record([0x10, 0x10, 0, 0x200, 0x2_2abc, 0, 0, 0]);
         assert_eq!((event.stage.unwrap().stage2, event.ipa()), (false, None));
+        assert!(!event.is_of_stage2());
         let event = record([0x10, 0x10, 0, 0x88, 0, 0, 0x4017_0000, 0]);
         assert_eq!(event.stage, Some(Stage { stage2: true, class: FaultClass::Cd }));
+        assert!(!event.is_of_stage2());
         // No STE, and a bad one.
         assert_eq!(record([2, 0x10, 0, 0, 0, 0, 0, 0]).kind.name(), "C_BAD_STREAMID");
         let event = record([4, 0x10, 0, 0, 0, 0, 0, 0]);

@@ -353,10 +353,6 @@ impl Registers for Fake {
         self.write(offset, value.into());
     }
 
-    fn read64(&self, offset: u32) -> u64 {
-        self.register64(offset)
-    }
-
     fn write64(&self, offset: u32, value: u64) {
         assert!(matches!(offset, 0x68 | 0x80 | 0x90 | 0xa0 | 0xb0), "{offset:#x} has 32 bits");
         self.write(offset, value);

@@ -312,6 +312,44 @@ mod tests {
         );
     }
 
+    /// Every store is published once, and nothing is published for nothing; a change that needs no preparation is
+    /// seen before any command.
+    #[test]
+    fn a_plan_says_nothing_twice() {
+        let format = Format::new(40, 44, false).unwrap();
+        let config = |record| Stage2Config {
+            vmid: Vmid(3),
+            root: Pa::new(0x4000_0000),
+            format,
+            record,
+            stall_disable: false,
+        };
+        let stage1 =
+            Stage1Config { context: Ipa::new(0x8000), inner: 1, outer: 1, shareability: 3 };
+        let (on, off) = (Ste::Stage2(config(true)), Ste::Stage2(config(false)));
+        let nested = Ste::Nested(stage1, config(true));
+        for (old, new, before) in [
+            (&on, &off, 0),
+            (&off, &on, 0),
+            (&on, &nested, 1),
+            (&nested, &on, 0),
+            (&nested, &Ste::Abort, 0),
+            (&Ste::Abort, &nested, 1),
+        ] {
+            let plan = Plan::between(old, new).unwrap();
+            assert_eq!(plan.cfgi_before_change(), before, "{plan:?}");
+            let mut unpublished = 0;
+            for step in plan.steps() {
+                match step {
+                    Step::Store { .. } => unpublished += 1,
+                    Step::Publish => assert_ne!(core::mem::take(&mut unpublished), 0, "{plan:?}"),
+                    Step::Cfgi | Step::Sync => {}
+                }
+            }
+            assert_eq!(unpublished, 0, "{plan:?}");
+        }
+    }
+
     #[test]
     fn nothing_to_change_is_no_plan() {
         assert_eq!(Plan::between(&Ste::Abort, &Ste::Abort), None);

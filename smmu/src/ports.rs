@@ -13,8 +13,6 @@ pub trait Registers {
     /// Writes the 32-bit register at `offset`. Every earlier [`Memory::store`] of this CPU is visible
     /// to the SMMU before the write is, and every earlier [`Memory::load`] has been satisfied.
     fn write32(&self, offset: u32, value: u32);
-    /// Reads the 64-bit register at `offset`, ordered as [`Registers::read32`].
-    fn read64(&self, offset: u32) -> u64;
     /// Writes the 64-bit register at `offset`, ordered as [`Registers::write32`].
     fn write64(&self, offset: u32, value: u64);
 }
@@ -64,10 +62,6 @@ impl<T: Registers + ?Sized> Registers for &T {
 
     fn write32(&self, offset: u32, value: u32) {
         (**self).write32(offset, value);
-    }
-
-    fn read64(&self, offset: u32) -> u64 {
-        (**self).read64(offset)
     }
 
     fn write64(&self, offset: u32, value: u64) {

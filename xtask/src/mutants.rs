@@ -3,8 +3,8 @@
 //! cargo-mutants changes one expression or function at a time, in a copy of the last commit, and runs the crate's own
 //! tests; what survives them is tried against the model's as well. A shard is some of the mutants of one file: each that
 //! is done is kept in `tests/soak/mutants.json` with the version of the file that it is of, and does not run again until
-//! that file changes or it has survivors that nobody explained. A survivor that changes nothing that matters is
-//! explained in `tests/soak/survivors.md`.
+//! that file changes. Of a file that did not, only survivors run again that nobody explained: there may be a test for
+//! them now. A survivor that changes nothing that matters is explained in `tests/soak/survivors.md`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -81,11 +81,13 @@ pub fn run(options: &setup::Options) -> Result<Tally> {
     results.shards.retain(|name, _| shards.contains_key(name));
     for (name, (file, shard)) in &shards {
         let version = git(&["rev-parse", "--short=12", &format!("HEAD:{file}")])?;
-        let known = results.shards.get(name).is_some_and(|known| {
-            known.version == version && unexplained(known, &explained).is_empty()
-        });
-        if !known {
-            let found = Shard { version, ..mutants.test(file, shard)? };
+        let known = results.shards.get(name).filter(|known| known.version == version).cloned();
+        let found = match known {
+            None => Some(Shard { version, ..mutants.test(file, shard)? }),
+            Some(known) if unexplained(&known, &explained).is_empty() => None,
+            Some(known) => Some(mutants.test_again(file, known, &explained)?),
+        };
+        if let Some(found) = found {
             results.shards.insert(name.clone(), found);
             results.summary = summary(&results.shards, shards.len());
             let text = serde_json::to_string_pretty(&results)? + "\n";
@@ -106,9 +108,11 @@ pub fn run(options: &setup::Options) -> Result<Tally> {
     Ok(tally)
 }
 
-/// The survivors that the text has no explanation of.
+/// The survivors that the text has no explanation of: each that it has one of is an item of a list.
 fn unexplained<'a>(shard: &'a Shard, explained: &str) -> Vec<&'a String> {
-    shard.survivors.iter().filter(|survivor| !explained.contains(*survivor)).collect()
+    let is_explained =
+        |survivor: &str| explained.lines().any(|line| line.strip_prefix("- ") == Some(survivor));
+    shard.survivors.iter().filter(|survivor| !is_explained(survivor)).collect()
 }
 
 fn totals(shards: &BTreeMap<String, Shard>) -> (usize, usize) {
@@ -157,30 +161,54 @@ impl Mutants {
 
     /// Tests one shard of a file's.
     fn test(&self, file: &str, shard: &str) -> Result<Shard> {
+        self.run(&["--file", file, "--shard", shard])?;
+        let missed = self.list("missed");
+        let viable = self.list("caught").len() + self.list("timeout").len() + missed.len();
+        let survivors = self.survivors_of_model(file, missed)?;
+        let caught = viable - survivors.len();
+        let survivors = survivors.iter().map(|name| without_place(name)).collect();
+        Ok(Shard { viable, caught, survivors, ..Shard::default() })
+    }
+
+    /// Tests those survivors of a shard again that nobody explained.
+    fn test_again(&self, file: &str, mut shard: Shard, explained: &str) -> Result<Shard> {
+        let again: Vec<String> = unexplained(&shard, explained).into_iter().cloned().collect();
+        let chosen: Vec<String> = again.iter().map(|name| pattern_anywhere(name)).collect();
+        let chosen = chosen.iter().flat_map(|name| ["--re", name]);
+        self.run(&["--file", file].into_iter().chain(chosen).collect::<Vec<&str>>())?;
+        let missed = self.survivors_of_model(file, self.list("missed"))?;
+        // A name may stand for several mutants, in this shard and in others: each counts as often as before at most.
+        let mut missed: Vec<String> = missed.iter().map(|name| without_place(name)).collect();
+        shard.survivors.retain(|name| {
+            let still = missed.iter().position(|missed| missed == name);
+            let still = still.map(|place| missed.swap_remove(place)).is_some();
+            !again.contains(name) || still
+        });
+        shard.caught = shard.viable - shard.survivors.len();
+        Ok(shard)
+    }
+
+    /// Which of a file's mutants the model's tests miss as well.
+    fn survivors_of_model(&self, file: &str, missed: Vec<String>) -> Result<Vec<String>> {
+        if missed.is_empty() {
+            return Ok(missed);
+        }
+        let chosen: Vec<String> = missed.iter().map(|name| pattern(name)).collect();
+        let chosen = chosen.iter().flat_map(|name| ["--re", name]);
+        let model = ["--file", file, "--test-package", "model"].into_iter().chain(chosen);
+        self.run(&model.collect::<Vec<&str>>())?;
+        // The tool tries mutants that leave out a field whatever their name.
+        Ok(self.list("missed").into_iter().filter(|name| missed.contains(name)).collect())
+    }
+
+    /// Tests the mutants that the arguments choose.
+    fn run(&self, chosen: &[&str]) -> Result<()> {
         if self.output.exists() {
             std::fs::remove_dir_all(&self.output)
                 .with_context(|| format!("removing {}", self.output.display()))?;
         }
         std::fs::create_dir_all(&self.output)
             .with_context(|| format!("making {}", self.output.display()))?;
-        self.run(&["--file", file, "--shard", shard])?;
-        let mut survivors = self.list("missed");
-        let caught = self.list("caught").len() + self.list("timeout").len();
-        let viable = caught + survivors.len();
-        if !survivors.is_empty() {
-            let chosen: Vec<String> = survivors.iter().map(|name| pattern(name)).collect();
-            let chosen = chosen.iter().flat_map(|name| ["--re", name]);
-            let model = ["--file", file, "--test-package", "model"].into_iter().chain(chosen);
-            self.run(&model.collect::<Vec<&str>>())?;
-            survivors = self.list("missed");
-        }
-        let caught = viable - survivors.len();
-        let survivors = survivors.iter().map(|name| without_place(name)).collect();
-        Ok(Shard { viable, caught, survivors, ..Shard::default() })
-    }
-
-    /// Tests the mutants that the arguments choose.
-    fn run(&self, chosen: &[&str]) -> Result<()> {
         let mut mutants = self.command(&["--baseline", "skip", "--timeout", TIMEOUT]);
         mutants.args(["--no-shuffle", "--cargo-test-arg=--lib", "--output"]).arg(&self.output);
         let status = mutants.args(chosen).status().context("running cargo-mutants")?;
@@ -201,7 +229,17 @@ impl Mutants {
 
 /// A regular expression for exactly this name.
 fn pattern(name: &str) -> String {
-    let mut pattern = String::from("^");
+    format!("^{}$", escaped(name))
+}
+
+/// A regular expression for a name without its place, at any place.
+fn pattern_anywhere(name: &str) -> String {
+    let (file, what) = name.split_once(':').unwrap_or((name, ""));
+    format!(r"^{}:\d+:\d+:{}$", escaped(file), escaped(what))
+}
+
+fn escaped(name: &str) -> String {
+    let mut pattern = String::new();
     for letter in name.chars() {
         // Not `<` and `>`, which a backslash makes boundaries of words.
         if r"\.+*?()|[]{}^$#&-~".contains(letter) {
@@ -209,7 +247,7 @@ fn pattern(name: &str) -> String {
         }
         pattern.push(letter);
     }
-    pattern + "$"
+    pattern
 }
 
 /// Cuts a list of mutants into shards: by name, their file and which of how many.
@@ -277,6 +315,9 @@ mod tests {
     fn a_name_is_matched_letter_by_letter() {
         let name = "a.rs:1:2: replace f -> Result<()> with x += y";
         assert_eq!(pattern(name), r"^a\.rs:1:2: replace f \-> Result<\(\)> with x \+= y$");
+        let name = without_place(name);
+        let expected = r"^a\.rs:\d+:\d+: replace f \-> Result<\(\)> with x \+= y$";
+        assert_eq!(pattern_anywhere(&name), expected);
     }
 
     #[test]
@@ -287,6 +328,15 @@ mod tests {
         assert_eq!(names, ["smmu/src/a.rs 01/02", "smmu/src/a.rs 02/02", "smmu/src/b.rs 01/01"]);
         let second = ("smmu/src/a.rs".to_owned(), "1/2".to_owned());
         assert_eq!(shards["smmu/src/a.rs 02/02"], second);
+    }
+
+    #[test]
+    fn an_explanation_is_of_one_name() {
+        let survivors =
+            ["a.rs: replace | with ^", "a.rs: replace | with ^ in f"].map(str::to_owned);
+        let shard = Shard { survivors: survivors.to_vec(), ..Shard::default() };
+        let explained = "## Why\n\n- a.rs: replace | with ^ in f\n";
+        assert_eq!(unexplained(&shard, explained), [&survivors[0]]);
     }
 
     #[test]

@@ -79,12 +79,6 @@ impl Registers for SmmuHardware {
         self.registers.write32(offset.into(), value);
     }
 
-    fn read64(&self, offset: u32) -> u64 {
-        let value = self.registers.read64(offset.into());
-        sysreg::dsb_sy();
-        value
-    }
-
     fn write64(&self, offset: u32, value: u64) {
         sysreg::dsb_sy();
         self.registers.write64(offset.into(), value);

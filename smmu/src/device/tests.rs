@@ -611,6 +611,9 @@ fn reserved_and_too_wide_vmids_are_no_vms() {
         if vmid16 {
             let wide = Stage2Binding { vmid: Vmid(256), ..binding };
             assert_eq!(machine.smmu.open_stage2(DEVICE, &wide), Ok(()));
+        } else {
+            let widest = Stage2Binding { vmid: Vmid(254), ..binding };
+            assert_eq!(machine.smmu.open_stage2(DEVICE, &widest), Ok(()));
         }
     }
 }
@@ -721,4 +724,210 @@ fn nothing_of_an_old_stage_1_is_left_after_a_close() {
     let _ = machine.smmu.close(VM, Vmid(1)).unwrap();
     machine.smmu.configure(DEVICE, &binding, &Configuration::Stage2).unwrap();
     assert_eq!(words(&mut machine), bypass);
+}
+
+/// Both have to say alike whether stage 2 alone decides about write-back (`HCR_EL2.FWB`, `STE.S2FWB`).
+#[test]
+fn write_back_is_forced_where_both_can() {
+    for (smmu, cpu) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut ids = QEMU_NESTED;
+        ids[2] |= u32::from(smmu) << 8;
+        let fake = Fake::new(ids);
+        let (mut streams, mut frames) = (Streams::new(), fake.frames());
+        let config = Config { cpu_fwb: cpu, ..config() };
+        let taken = Smmu::take_over(&fake, &config, &mut streams, &mut frames).unwrap();
+        assert_eq!(taken.format().fwb(), smmu && cpu);
+    }
+}
+
+#[test]
+fn a_stage_1_is_offered_where_the_hardware_nests() {
+    for (ids, nests) in [(QEMU_NESTED, true), (QEMU_STAGE2, false)] {
+        let fake = Fake::new(ids);
+        let mut streams = Streams::new();
+        let machine = Machine::new(&fake, &mut streams);
+        assert_eq!(machine.smmu.nesting().is_some(), nests);
+    }
+}
+
+/// Everything is as large as it is configured, and no larger.
+#[test]
+fn tables_and_queues_have_their_sizes() {
+    let sizes = |two_level: bool, sid_bits: u8| {
+        let mut ids = QEMU_NESTED;
+        ids[0] = ids[0] & !(3 << 27) | u32::from(two_level) << 27;
+        ids[1] = ids[1] & !0x3f | 24;
+        let fake = Fake::new(ids);
+        let (mut streams, mut frames) = (Streams::new(), fake.frames());
+        let config = Config {
+            command_queue_log2: 9,
+            event_queue_log2: 13,
+            ..Config::new(sid_bits, 44, false)
+        };
+        Smmu::take_over(&fake, &config, &mut streams, &mut frames).unwrap();
+        let [table, commands, events, _watch] =
+            frames.live.values().copied().collect::<Vec<u64>>()[..]
+        else {
+            panic!("four blocks")
+        };
+        assert_eq!((commands, events), (16 << 9, 32 << 13));
+        (table, fake.register(0x88))
+    };
+    // 2 to the 12 level-1 descriptors of 8 bytes each.
+    assert_eq!(sizes(true, 20), (8 << 12, 1 << 16 | 8 << 6 | 20));
+    // With nothing left for level 1, and without two levels: STEs of 64 bytes.
+    assert_eq!(sizes(true, 8), (64 << 8, 8));
+    assert_eq!(sizes(false, 14), (64 << 14, 14));
+}
+
+#[test]
+fn a_full_list_takes_no_memory() {
+    let fake = Fake::new(QEMU_NESTED);
+    let mut streams = Streams::new();
+    let mut machine = Machine::new(&fake, &mut streams);
+    for sid in 0..MAX_STREAMS as u32 {
+        machine.attach(StreamId(sid), VM);
+    }
+    let before = machine.frames.live.len();
+    // One whose level-2 table there is not yet.
+    let refused = machine.smmu.attach(StreamId(0x8000), Some(VM), &mut machine.frames);
+    assert_eq!((refused, machine.frames.live.len()), (Err(HostError::TooManyStreams), before));
+}
+
+#[test]
+fn an_empty_event_queue_is_left_alone() {
+    let fake = Fake::new(QEMU_NESTED);
+    let mut streams = Streams::new();
+    let mut machine = Machine::new(&fake, &mut streams);
+    machine.open(DEVICE, VM, 1);
+    let writes = fake.writes.borrow().len();
+    let drain =
+        |machine: &mut Machine, budget| machine.smmu.drain_events(budget, &mut |_, _| ()).unwrap();
+    assert!(!machine.smmu.has_events());
+    assert_eq!(drain(&mut machine, 8), Drained { records: 0, more: false });
+    assert_eq!(fake.writes.borrow().len(), writes);
+    machine.write(DEVICE, 0);
+    machine.write(DEVICE, 0);
+    assert!(machine.smmu.has_events());
+    assert_eq!(drain(&mut machine, 1), Drained { records: 1, more: true });
+    assert_eq!(drain(&mut machine, 1), Drained { records: 1, more: false });
+    assert!(!machine.smmu.has_events());
+}
+
+/// C7: the budget is what is allowed, and the next record is too much; muted, it starts anew.
+#[test]
+fn a_budget_is_spent_to_the_last_record() {
+    let fake = Fake::new(QEMU_NESTED);
+    let mut streams = Streams::new();
+    let mut machine = Machine::new(&fake, &mut streams);
+    machine.open(DEVICE, VM, 1);
+    let flood = |machine: &mut Machine, count: u32| {
+        (0..count).for_each(|_| fake.translated_dma(DEVICE.0, RAM));
+        assert_eq!(machine.drain().len(), count as usize);
+    };
+    flood(&mut machine, 8);
+    assert!(!machine.stream(DEVICE).is_muted());
+    // It is recorded whatever `STE.S2R` says.
+    flood(&mut machine, 1);
+    assert!(machine.stream(DEVICE).is_muted());
+    flood(&mut machine, 8);
+    assert_eq!(machine.write(DEVICE, RAM), Outcome::Reaches(backing(1)));
+    flood(&mut machine, 1);
+    assert_eq!(machine.write(DEVICE, RAM), Outcome::Aborts);
+}
+
+/// A window is over after its length, not before. The clock goes on a little from look to look.
+#[test]
+fn a_window_has_its_length() {
+    for (passed, muted) in [(99_000, true), (100_000, false)] {
+        let fake = Fake::new(QEMU_NESTED);
+        let mut streams = Streams::new();
+        let mut machine = Machine::new(&fake, &mut streams);
+        machine.open(DEVICE, VM, 1);
+        let begin = fake.now_us.get() + 1_000_000;
+        for (now, count) in [(begin, 1), (begin + passed, 8)] {
+            fake.now_us.set(now);
+            (0..count).for_each(|_| {
+                machine.write(DEVICE, 0);
+            });
+            machine.drain();
+        }
+        assert_eq!(machine.stream(DEVICE).is_muted(), muted, "after {passed} us");
+    }
+}
+
+#[test]
+fn a_close_says_how_many_streams_it_closed() {
+    for count in [0, 1, 3] {
+        let fake = Fake::new(QEMU_NESTED);
+        let mut streams = Streams::new();
+        let mut machine = Machine::new(&fake, &mut streams);
+        let binding = machine.vm(1);
+        for sid in 0..3 {
+            machine.attach(StreamId(sid), VM);
+        }
+        for sid in 0..count {
+            machine.smmu.open_stage2(StreamId(sid), &binding).unwrap();
+        }
+        let closed = machine.smmu.close(VM, Vmid(1)).unwrap();
+        assert_eq!((closed.streams(), closed.owner(), closed.vmid()), (count, VM, Vmid(1)));
+    }
+}
+
+/// C6: what is known of a function that went on after its owner.
+#[test]
+fn a_watch_says_since_when_and_whether_it_was_armed() {
+    let fake = Fake::new(QEMU_NESTED);
+    let mut streams = Streams::new();
+    let mut machine = Machine::new(&fake, &mut streams);
+    machine.open(DEVICE, VM, 1);
+    assert!(!machine.stream(DEVICE).armed_at_close());
+    machine.smmu.stream_mut(DEVICE).unwrap().set_armed_at_close();
+    assert!(machine.stream(DEVICE).armed_at_close());
+    let _ = machine.smmu.close(VM, Vmid(1)).unwrap();
+    machine.smmu.watch(DEVICE).unwrap();
+    assert_eq!(machine.stream(DEVICE).stopped_at_us(), None);
+    for now in [5_000_000, 6_000_000] {
+        fake.now_us.set(now);
+        machine.write(DEVICE, RAM);
+        machine.drain();
+        // The first one counts.
+        let at = machine.stream(DEVICE).stopped_at_us().unwrap();
+        assert!((5_000_000..6_000_000).contains(&at), "{at}");
+    }
+}
+
+/// Whose business an event is depends on the state of its stream, and on which stage refused.
+#[test]
+fn an_event_concerns_its_owner_if_its_own_stage_1_refused() {
+    let fake = Fake::new(QEMU_NESTED);
+    let mut streams = Streams::new();
+    let mut machine = Machine::new(&fake, &mut streams);
+    let binding = machine.vm(1);
+    machine.attach(DEVICE, VM);
+    let stage1 = Configuration::Nested(crate::ste::Stage1Config {
+        context: Ipa::new(RAM),
+        inner: 1,
+        outer: 1,
+        shareability: 3,
+    });
+    // F_TRANSLATION of an input address, of stage 1 and of stage 2 (section 7.3.13).
+    let record =
+        |stage2: u64| [0x10 | u64::from(DEVICE.0) << 32, stage2 << 39 | 0b10 << 40, 0x1000, 0];
+    for (to, expected) in [
+        (Configuration::Stage2, [false, false]),
+        (stage1, [true, false]),
+        (Configuration::Refuse, [true, true]),
+        (Configuration::Abort, [false, false]),
+    ] {
+        machine.smmu.configure(DEVICE, &binding, &to).unwrap();
+        for (stage2, expected) in [0, 1].into_iter().zip(expected) {
+            fake.record(record(stage2));
+            let mut concerns = Vec::new();
+            let sink = &mut |_: &Event, concern: Concern| concerns.push(concern);
+            machine.smmu.drain_events(8, sink).unwrap();
+            let concern = Concern { owner: Some(VM), is_owners: expected };
+            assert_eq!(concerns, [concern], "{to:?}, stage 2: {stage2}");
+        }
+    }
 }

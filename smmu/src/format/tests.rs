@@ -5,6 +5,7 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::addr::{Iova, Ipa, Pa};
 use crate::fake::cases;
 use crate::format::cd::Cd;
 use crate::format::command::Command;
@@ -313,4 +314,14 @@ fn encodings_come_back() {
     check(register::PermissionTableSpan::ALL, 4);
     check(register::PermissionTableFault::ALL, 4);
     check(register::ControlPageSize::ALL, 2);
+}
+
+#[test]
+fn addresses_of_all_spaces_are_the_same_bits() {
+    let [pa, ipa, iova] = [
+        Address::from(Pa::new(0x1234_5000)),
+        Address::from(Ipa::new(0x1234_5000)),
+        Address::from(Iova::new(0x1234_5000)),
+    ];
+    assert_eq!([pa, ipa, iova], [Address(0x1234_5000); 3]);
 }

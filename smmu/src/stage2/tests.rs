@@ -1,5 +1,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::string::ToString;
 use std::vec::Vec;
 
 use proptest::prelude::*;
@@ -496,4 +497,56 @@ proptest! {
         machine.tables.release(&machine.memory, &mut machine.frames, &proof);
         prop_assert!(machine.frames.live.is_empty());
     }
+}
+
+#[test]
+fn every_size_has_its_encoding() {
+    for (bits, ps) in [(32, 0), (36, 1), (40, 2), (42, 3), (44, 4), (48, 5)] {
+        let format = Format::new(32, bits, false).unwrap();
+        assert_eq!(format.vtcr() >> 16, ps);
+        assert_eq!(Format::from_vtcr(format.vtcr(), false), Ok(format));
+        // A walk that starts elsewhere, or that is not cacheable, is none of ours.
+        for other in [format.vtcr() ^ 3 << 6, format.vtcr() & !(1 << 8), format.vtcr() | 1 << 14] {
+            assert_eq!(
+                Format::from_vtcr(other, false),
+                Err(FormatError { ipa_bits: 32, output_bits: bits })
+            );
+        }
+    }
+    assert!(Format::from_vtcr(32 | 6 << 16, false).is_err());
+}
+
+#[test]
+fn the_last_page_of_each_size_can_be_mapped() {
+    let mut machine = Machine::new(format40());
+    let last = (1 << 44) - 4096;
+    machine.map(0, last, 4096, Attributes::RAM).unwrap();
+    assert_eq!(machine.translate(8).unwrap().pa, Pa::new(last + 8));
+}
+
+/// The 4 KiB granule has no blocks at level 0 (Arm ARM D8.3.1).
+#[test]
+fn half_a_terabyte_is_no_block() {
+    let mut machine = Machine::new(Format::new(48, 48, false).unwrap());
+    machine.map(0, 0, 512 * GIB, Attributes::RAM).unwrap();
+    let root = machine.word(machine.tables.root().raw());
+    assert_eq!(root & 0b11, 0b11, "a table");
+    assert_eq!(machine.word((root & !0xfff) + 8 * 511) & 0b11, 0b01, "a block of 1 GiB");
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    for (error, parts) in [
+        (Stage2Error::Unaligned, ["stage 2", "not aligned"]),
+        (Stage2Error::OutOfRange, ["stage 2", "leaves the address space"]),
+        (Stage2Error::Overlap(Ipa::new(0x1000)), ["0x1000", "mapped"]),
+        (Stage2Error::Borrowed(Ipa::new(0x1000)), ["0x1000", "another root"]),
+        (Stage2Error::FormatMismatch, ["different formats", "share"]),
+        (Stage2Error::OutOfMemory, ["no memory left", "give EL2 more"]),
+    ] {
+        let text = error.to_string();
+        assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+    }
+    let text = Format::new(49, 48, false).unwrap_err().to_string();
+    assert!(text.contains("49-bit to 48-bit"), "{text}");
 }

@@ -150,10 +150,6 @@ impl Registers for Wire<'_> {
         self.machine.write32(offset, value);
     }
 
-    fn read64(&self, offset: u32) -> u64 {
-        self.machine.read64(offset)
-    }
-
     fn write64(&self, offset: u32, value: u64) {
         match offset {
             CMDQ_BASE => self.queue.set(value),

@@ -35,10 +35,6 @@ impl Registers for Model {
         self.machine.write32(offset, value);
     }
 
-    fn read64(&self, offset: u32) -> u64 {
-        self.machine.read64(offset)
-    }
-
     fn write64(&self, offset: u32, value: u64) {
         self.machine.write64(offset, value);
     }

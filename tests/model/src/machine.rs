@@ -883,12 +883,6 @@ impl smmu::ports::Registers for Machine {
         world.step();
     }
 
-    fn read64(&self, offset: u32) -> u64 {
-        let mut world = self.world();
-        world.step();
-        world.read_register(offset)
-    }
-
     fn write64(&self, offset: u32, value: u64) {
         let mut world = self.world();
         world.step();

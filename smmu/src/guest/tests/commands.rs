@@ -326,3 +326,17 @@ fn a_producer_that_lies_costs_itself_two_rounds() {
     guest.set(CMDQ_PROD, 6);
     assert_eq!((guest.read(CMDQ_CONS), guest.smmu.counters().commands), (6, 6));
 }
+
+/// An SMMU whose only command is waited for by a `CMD_SYNC` that is not the last command.
+#[test]
+fn every_smmu_is_waited_for_by_its_number() {
+    let mut guest = Guest::new();
+    guest.enable();
+    let cd = |sid: u64| [0x06 | sid << 32, 0];
+    let steps = guest.issue(&[cd(0x19), SYNC, cd(0x08)]);
+    assert_eq!(steps[1], Step::Relay(2, Command::Sync));
+    assert_eq!(steps.last(), Some(&Step::Sync(2)));
+    assert_eq!(guest.issue(&[SYNC]), [Step::Sync(0)]);
+    let steps = guest.issue(&[cfgi_ste(0x19, true), SYNC]);
+    assert_eq!(steps[1..], [Step::Sync(2)]);
+}

@@ -344,3 +344,68 @@ fn a_failing_host_is_reported() {
     // The guest learns nothing.
     assert_eq!(guest.read(CMDQ_CONS), 0);
 }
+
+#[test]
+fn a_reset_leaves_bypass_as_it_is_told_and_clears_aliases() {
+    let mut guest = Guest::new();
+    // Page 0 has the event queue's indices as well.
+    guest.set(EVENTQ_BASE, 8);
+    guest.set(EVENTQ_PROD, 5);
+    guest.set(EVENTQ_CONS, 6);
+    for abort in [false, true] {
+        guest.smmu.reset(abort, &guest.image);
+        assert_eq!(guest.read(GBPA), u32::from(abort) << 20);
+        assert_eq!((guest.read(0xa8), guest.read(0xac)), (0, 0));
+    }
+}
+
+#[test]
+fn the_revision_can_be_read() {
+    let fake = Fake::new(QEMU_NESTED);
+    fake.set_register(AIDR, 2);
+    let features = Features::of(&Capabilities::read(&fake));
+    let config = Config { vmid: VMID, ipa_bits: 40, sid_bits: 16, features, streams: &[] };
+    let image = Image::default();
+    VirtualSmmu::new(&config).reset(true, &image);
+    assert_eq!(image.registers.borrow()[&AIDR], 2);
+}
+
+#[test]
+fn errors_interrupt_if_they_may() {
+    for (enabled, interrupts) in [(0b101, true), (0b001, true), (0b100, false), (0, false)] {
+        let mut guest = Guest::new();
+        guest.enable();
+        guest.set(IRQ_CTRL, enabled);
+        guest.issue(&[[0xff, 0]]);
+        assert_eq!(guest.read(GERROR), 1);
+        assert_eq!(guest.interrupts(), (false, interrupts, false), "IRQ_CTRL={enabled:#b}");
+    }
+}
+
+#[test]
+fn a_disable_in_a_wide_write_is_one_too() {
+    let mut guest = Guest::new();
+    guest.enable();
+    assert!(!guest.smmu.is_disabling());
+    assert_eq!(guest.write64(CR0, 0), Work::Disable { taken_over: false });
+    assert!(guest.smmu.is_disabling() && !guest.smmu.is_enabled());
+    assert_eq!(guest.disabled(), Work::Done);
+    assert!(!guest.smmu.is_disabling());
+}
+
+#[test]
+fn each_feature_takes_every_smmu() {
+    // ASID16, CD2L; HAD, RIL.
+    for (register, bit) in [(0, 12), (0, 19), (2, 2), (2, 10)] {
+        let with = |has: bool| {
+            let mut ids = QEMU_NESTED;
+            ids[register] = ids[register] & !(1 << bit) | u32::from(has) << bit;
+            features(ids)
+        };
+        for (one, other) in [(false, false), (false, true), (true, false), (true, true)] {
+            let identity = with(one).common(with(other)).identify(16, 40);
+            let offered = [identity.idr0, 0, identity.idr3][register] >> bit & 1 != 0;
+            assert_eq!(offered, one && other, "IDR{register} bit {bit}");
+        }
+    }
+}

@@ -187,3 +187,13 @@ fn an_entry_is_copied_once() {
     // The command, the level-1 descriptor, the STE.
     assert_eq!(guest.ram.reads.get() - before, 2 + 1 + 8);
 }
+
+#[test]
+fn each_level1_descriptor_has_its_own_streamids() {
+    // StreamID 0x308 is entry 8 of the fourth table of 256.
+    let streams = [StreamMap { virt: StreamId(0x308), smmu: 0, phys: StreamId(0x110) }];
+    let mut guest = Guest::with(&streams);
+    guest.ram.set(TABLE + 8 * 3, &[LEVEL2 | 9]);
+    guest.ram.set(LEVEL2 + 64 * 8, &[STAGE1, ATTRIBUTES]);
+    assert_eq!(enabled(&mut guest, TABLE, 1 << 16 | 8 << 6 | 16), nested(CONTEXT));
+}

@@ -51,12 +51,6 @@ impl smmu::ports::Registers for Bare {
         self.registers.write(offset, value);
     }
 
-    fn read64(&self, offset: u32) -> u64 {
-        let value = self.registers.read64(offset);
-        mem::barrier();
-        value
-    }
-
     fn write64(&self, offset: u32, value: u64) {
         self.registers.write64(offset, value);
     }

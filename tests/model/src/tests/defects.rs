@@ -227,10 +227,6 @@ impl<H: Hardware> Registers for Saboteur<H> {
         }
     }
 
-    fn read64(&self, offset: u32) -> u64 {
-        self.below.read64(offset)
-    }
-
     fn write64(&self, offset: u32, value: u64) {
         match offset {
             0x80 => self.table.set((value & 0x000f_ffff_ffff_ffc0, 0)),
