@@ -1,8 +1,9 @@
 //! Linux guests that end and go on: kexec, crash kernels, reboots; and drivers and CPUs that come and go.
 
 use anyhow::Result;
+use evidence::report::Teardown;
 use platform::bundle::OnCrashKexec;
-use platform::report::Cause;
+use platform::report::{Cause, What};
 use tests::linux::{Stage, add, add_bystander, lives, machine};
 use tests::run::boot;
 use xtask::setup::Flavor;
@@ -35,9 +36,36 @@ fn each_way() -> Result<()> {
     Ok(())
 }
 
+/// C5: what knows no SMMU gives no sign of its own, so the evidence is that each disk was stopped after the close.
 fn unaware() -> Result<()> {
-    lives::unaware(lives::GUEST)?;
+    lives::unaware(lives::GUEST)?.holds("each disk opens after it was stopped", |outcome| {
+        let vm = outcome.verdict.report.vm("linux");
+        let ends = vm.map(|vm| &vm.teardowns[..]).unwrap_or_default();
+        // To Linux without an SMMU, and from there to U-Boot.
+        let handed_over = ends.iter().filter(|end| end.cause == Cause::MmuOff);
+        handed_over.map(opened_on_evidence).eq([2, 2])
+    })?;
     Ok(())
+}
+
+/// How many functions were stopped after the close, with proof, and opened after that.
+fn opened_on_evidence(teardown: &Teardown) -> usize {
+    let at = |what: What, device: &str| {
+        let mut moments = teardown.moments.iter();
+        moments.find(|m| m.what == what && m.device == device).map(|moment| moment.at_us)
+    };
+    let closed = at(What::Closed, "");
+    let stopped = teardown.quiesced.iter().filter(|function| function.clean);
+    stopped
+        .filter(|function| {
+            let of = |what: What| at(what, &function.address);
+            matches!(
+                (closed, of(What::Quiesced), of(What::Reopened)),
+                (Some(closed), Some(quiesced), Some(reopened))
+                    if closed < quiesced && quiesced < reopened
+            )
+        })
+        .count()
 }
 
 fn adopt() -> Result<()> {
