@@ -85,7 +85,7 @@ pub enum Trigger {
 /// An interrupt of the GIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Interrupt {
-    /// Its INTID: PPIs from 16, SPIs from 32, extended PPIs from 1056, extended SPIs from 4096.
+    /// Its INTID: PPIs from 16, SPIs from 32; none of the extended ranges.
     pub intid: u32,
     /// How it is signalled.
     pub trigger: Trigger,

@@ -147,7 +147,12 @@ fn without_shutdown() -> Result<()> {
 
 fn hotplug() -> Result<()> {
     for flavor in [Flavor::Cloud6_1, Flavor::Cloud6_12] {
-        boot(&machine(flavor, Stage::Hotplug, "rounds=100", &TIMEOUT)?)?.passed()?;
+        let options = [&TIMEOUT[..], &["--smp", "2"]].concat();
+        boot(&machine(flavor, Stage::Hotplug, "rounds=100", &options)?)?
+            .passed()?
+            .printed("@check cpu rounds=100 ok")?
+            .printed("@check drivers rounds=100 ok")?
+            .printed("@check rescan ok")?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use heapless::{String, Vec};
 use smmu::addr::Pa;
 
 use super::refusal::{Problem, Refusal};
-use super::tree::{self, Controller, Kind, Level, PAST_THE_END};
+use super::tree::{self, Controller, Kind, Level, PAST_THE_END, Wire};
 use super::{
     Conduit, Cpu, Gic, Its, Machine, Phandle, Range, Redistributors, Smmu, SmmuInterrupts, Timers,
     Uart, pcie,
@@ -224,7 +224,7 @@ fn gic(node: &Level<'_, '_>, controller: &Controller) -> Result<Gic, Refusal> {
         Ok(())
     })?;
     let maintenance = node
-        .interrupt(controller, 0)?
+        .interrupt(controller, 0, Wire::Private)?
         .ok_or_else(|| node.refuse(Problem::NoMaintenanceInterrupt))?;
     Ok(Gic { distributor, redistributors, its, maintenance })
 }
@@ -234,9 +234,9 @@ fn timers(node: &Level<'_, '_>, controller: &Controller) -> Result<Timers, Refus
     let named = node.value(NAMES).is_some();
     let timer = |name: &str, position: usize| match named {
         // Without names, the binding fixes the order.
-        false => node.interrupt(controller, position),
+        false => node.interrupt(controller, position, Wire::Private),
         true => match node.position(NAMES, name) {
-            Some(position) => node.interrupt(controller, position),
+            Some(position) => node.interrupt(controller, position, Wire::Private),
             None => Ok(None),
         },
     };
@@ -263,7 +263,7 @@ fn psci(node: &Level<'_, '_>) -> Result<Conduit, Refusal> {
 }
 
 fn uart(node: &Level<'_, '_>, controller: &Controller) -> Result<Uart, Refusal> {
-    Ok(Uart { range: node.registers()?, interrupt: node.interrupt(controller, 0)? })
+    Ok(Uart { range: node.registers()?, interrupt: node.interrupt(controller, 0, Wire::Shared)? })
 }
 
 /// Which UART comes first: nodes and their ranks, of which the lowest comes first.
@@ -315,7 +315,7 @@ fn smmu(node: &Level<'_, '_>, controller: &Controller) -> Result<Smmu, Refusal> 
     }
     const NAMES: &str = "interrupt-names";
     let named = |name: &str| match node.position(NAMES, name) {
-        Some(position) => node.interrupt(controller, position),
+        Some(position) => node.interrupt(controller, position, Wire::Shared),
         None => Ok(None),
     };
     let needed = |interrupt: Option<_>| {

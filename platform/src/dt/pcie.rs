@@ -3,7 +3,7 @@
 use heapless::Vec;
 
 use super::refusal::{Problem, Refusal};
-use super::tree::{Cells, Controller, INTERRUPT_MAP, INTERRUPT_MAP_MASK, Level};
+use super::tree::{Cells, Controller, INTERRUPT_MAP, INTERRUPT_MAP_MASK, Level, Wire};
 use super::{MAX_WINDOWS, PcieHost, Phandle, Range, Window, WindowKind};
 use crate::pcie::{IdMap, IdMapEntry, InterruptMap, IntxEntry, IommuMap, MsiMap};
 
@@ -168,7 +168,7 @@ fn interrupt_map(node: &Level<'_, '_>, controller: &Controller) -> Result<Interr
         let (Some(unit), Some(()), Some(pin)) = (cells.next(), cells.skip(2), cells.next()) else {
             return Err(node.malformed(INTERRUPT_MAP, "an entry is cut short"));
         };
-        let interrupt = node.mapped_interrupt(controller, &mut cells)?;
+        let interrupt = node.mapped_interrupt(controller, &mut cells, Wire::Shared)?;
         let entry = IntxEntry { unit: unit & map.unit_mask, pin: pin & map.pin_mask, interrupt };
         let limit = map.entries.capacity();
         map.entries

@@ -291,6 +291,31 @@ fn an_odd_node_is_named_with_its_property() {
         ),
         (with("/timer", "interrupt-parent", foreign), "/timer", Problem::ForeignInterrupt),
         (
+            with("/timer", "interrupts", Cells(&[1, 13, 4, 1, 14, 4, 1, 11, 4, 0, 14, 4])),
+            "/timer",
+            malformed("interrupts", "an interrupt is no PPI"),
+        ),
+        (
+            with(GIC, "interrupts", Cells(&[0, 9, 4])),
+            GIC,
+            malformed("interrupts", "an interrupt is no PPI"),
+        ),
+        (
+            with(UART, "interrupts", Cells(&[1, 9, 4])),
+            UART,
+            malformed("interrupts", "an interrupt is no SPI"),
+        ),
+        (
+            with(SMMU, "interrupts", Cells(&[1, 9, 4, 1, 9, 4, 1, 9, 4, 1, 9, 4])),
+            SMMU,
+            malformed("interrupts", "an interrupt is no SPI"),
+        ),
+        (
+            with(UART, "interrupts", Cells(&[2, 1, 4])),
+            UART,
+            malformed("interrupts", "an interrupt is no SPI"),
+        ),
+        (
             with("/psci", "method", "wave"),
             "/psci",
             malformed("method", "it is neither smc nor hvc"),
@@ -390,6 +415,11 @@ fn an_odd_node_is_named_with_its_property() {
             with(PCIE, "interrupt-map", Cells(&[0, 0, 0, 1, foreign, 0, 0, 0, 3, 4])),
             PCIE,
             Problem::ForeignInterrupt,
+        ),
+        (
+            with(PCIE, "interrupt-map", Cells(&[0, 0, 0, 1, gic, 0, 0, 1, 3, 4])),
+            PCIE,
+            malformed("interrupt-map", "an interrupt is no SPI"),
         ),
         (
             with(PCIE, "interrupt-map", Cells(&[0, 0, 0, 1, gic, 0, 0, 0, 3])),

@@ -316,11 +316,12 @@ impl<'t> Level<'t, '_> {
         false
     }
 
-    /// Returns interrupt `index` of this node, or `None` after the last one.
+    /// Returns interrupt `index` of this node, of this kind, or `None` after the last one.
     pub(super) fn interrupt(
         &self,
         gic: &Controller,
         index: usize,
+        kind: Wire,
     ) -> Result<Option<Interrupt>, Refusal> {
         if let Some(mut cells) = self.cells("interrupts-extended")? {
             let property = "interrupts-extended";
@@ -329,7 +330,7 @@ impl<'t> Level<'t, '_> {
                 if Phandle(parent) != gic.phandle {
                     return Err(self.refuse(Problem::ForeignInterrupt));
                 }
-                let specifier = gic.specifier(&mut cells);
+                let specifier = gic.specifier(&mut cells, kind);
                 let interrupt = specifier.map_err(|why| self.malformed(property, why))?;
                 if at == index {
                     return Ok(Some(interrupt));
@@ -346,14 +347,15 @@ impl<'t> Level<'t, '_> {
             return Ok(None);
         }
         match parent {
-            None => {
-                gic.specifier(&mut cells).map(Some).map_err(|why| self.malformed("interrupts", why))
-            }
+            None => gic
+                .specifier(&mut cells, kind)
+                .map(Some)
+                .map_err(|why| self.malformed("interrupts", why)),
             Some(nexus) => {
                 let specifier = cells
                     .take(specifier)
                     .ok_or_else(|| self.malformed("interrupts", "an interrupt is cut short"))?;
-                match nexus.through_nexus(gic, specifier)? {
+                match nexus.through_nexus(gic, specifier, kind)? {
                     None => {
                         Err(self.malformed("interrupts", "the bus above has no such interrupt"))
                     }
@@ -388,6 +390,7 @@ impl<'t> Level<'t, '_> {
         &self,
         gic: &Controller,
         specifier: Cells<'_>,
+        kind: Wire,
     ) -> Result<Option<Interrupt>, Refusal> {
         let unit_cells = self.address_cells()?;
         let mask = self
@@ -407,7 +410,7 @@ impl<'t> Level<'t, '_> {
             let entry = map.skip(unit_cells).and_then(|()| map.take(specifier.len()));
             let entry =
                 entry.ok_or_else(|| self.malformed(INTERRUPT_MAP, "an entry is cut short"))?;
-            let interrupt = self.mapped_interrupt(gic, &mut map)?;
+            let interrupt = self.mapped_interrupt(gic, &mut map, kind)?;
             if entry
                 .iter()
                 .zip(specifier.iter())
@@ -425,14 +428,24 @@ impl<'t> Level<'t, '_> {
         &self,
         gic: &Controller,
         map: &mut Cells<'_>,
+        kind: Wire,
     ) -> Result<Interrupt, Refusal> {
         let short = || self.malformed(INTERRUPT_MAP, "an entry is cut short");
         if Phandle(map.next().ok_or_else(short)?) != gic.phandle {
             return Err(self.refuse(Problem::ForeignInterrupt));
         }
         map.skip(gic.address_cells).ok_or_else(short)?;
-        gic.specifier(map).map_err(|why| self.malformed(INTERRUPT_MAP, why))
+        gic.specifier(map, kind).map_err(|why| self.malformed(INTERRUPT_MAP, why))
     }
+}
+
+/// Who has an interrupt of this number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wire {
+    /// Every CPU one of its own: a PPI.
+    Private,
+    /// All CPUs together: an SPI.
+    Shared,
 }
 
 /// How a node's interrupts are to be read: the binding of the one interrupt controller.
@@ -446,8 +459,12 @@ pub(super) struct Controller {
 }
 
 impl Controller {
-    /// Reads one interrupt specifier as the GICv3 binding defines it.
-    pub(super) fn specifier(&self, cells: &mut Cells<'_>) -> Result<Interrupt, &'static str> {
+    /// Reads one interrupt specifier as the GICv3 binding defines it. EL2 drives no interrupt of the extended ranges.
+    pub(super) fn specifier(
+        &self,
+        cells: &mut Cells<'_>,
+        wanted: Wire,
+    ) -> Result<Interrupt, &'static str> {
         const SHORT: &str = "an interrupt is cut short";
         let kind = cells.next().ok_or(SHORT)?;
         let number = cells.next().ok_or(SHORT)?;
@@ -457,20 +474,20 @@ impl Controller {
                 return Err("an interrupt is limited to some CPUs");
             }
         }
-        let (base, limit, shared) = match kind {
-            0 => (32, 988, true),
-            1 => (16, 16, false),
-            2 => (4096, 1024, true),
-            3 => (1056, 64, false),
-            _ => return Err("an interrupt is neither SPI nor PPI"),
+        let (code, base, limit, otherwise) = match wanted {
+            Wire::Shared => (0, 32, 988, "an interrupt is no SPI"),
+            Wire::Private => (1, 16, 16, "an interrupt is no PPI"),
         };
+        if kind != code {
+            return Err(otherwise);
+        }
         if number >= limit {
             return Err("an interrupt's number is too large");
         }
         // The GIC senses rising edges and high levels of SPIs only; PPIs are what they are.
-        let trigger = match (flags & 0xf, shared) {
-            (1, _) | (2, false) => Trigger::Edge,
-            (4, _) | (8, false) => Trigger::Level,
+        let trigger = match (flags & 0xf, wanted) {
+            (1, _) | (2, Wire::Private) => Trigger::Edge,
+            (4, _) | (8, Wire::Private) => Trigger::Level,
             _ => return Err("an interrupt's trigger is none that the GIC has"),
         };
         Ok(Interrupt { intid: base + number, trigger })

@@ -34,9 +34,12 @@ fn is_inside(range: Range) {
     assert!(range.size <= (1 << PA_BITS) - range.base.raw(), "{range:x?}");
 }
 
-fn is_interrupt(Interrupt { intid, .. }: Interrupt) {
-    let known = matches!(intid, 16..1020 | 1056..1120 | 4096..5120);
-    assert!(known, "{intid}");
+fn is_private(Interrupt { intid, .. }: Interrupt) {
+    assert!((16..32).contains(&intid), "{intid}");
+}
+
+fn is_shared(Interrupt { intid, .. }: Interrupt) {
+    assert!((32..1020).contains(&intid), "{intid}");
 }
 
 /// What whoever reads a [`Machine`] relies on.
@@ -58,27 +61,19 @@ fn check(machine: &Machine) {
         assert_ne!(run.stride, Some(0));
     }
     machine.gic.its.iter().for_each(|its| is_inside(its.range));
-    is_interrupt(machine.gic.maintenance);
+    is_private(machine.gic.maintenance);
     let timers = &machine.timers;
-    for timer in [timers.secure_physical, Some(timers.physical), Some(timers.virtual_)]
-        .into_iter()
-        .chain([Some(timers.hypervisor), timers.hypervisor_virtual])
-        .flatten()
-    {
-        assert!(
-            (16..32).contains(&timer.intid) || (1056..1120).contains(&timer.intid),
-            "{timer:?}"
-        );
-    }
+    [timers.physical, timers.virtual_, timers.hypervisor].into_iter().for_each(is_private);
+    [timers.secure_physical, timers.hypervisor_virtual].into_iter().flatten().for_each(is_private);
     for uart in &machine.uarts {
         is_inside(uart.range);
-        uart.interrupt.into_iter().for_each(is_interrupt);
+        uart.interrupt.into_iter().for_each(is_shared);
     }
     for smmu in &machine.smmus {
         is_inside(smmu.range);
         assert!(smmu.range.size >= 0x2_0000);
-        is_interrupt(smmu.interrupts.eventq());
-        is_interrupt(smmu.interrupts.gerror());
+        is_shared(smmu.interrupts.eventq());
+        is_shared(smmu.interrupts.gerror());
     }
     for host in &machine.pcie {
         is_inside(host.ecam);
@@ -100,7 +95,7 @@ fn check(machine: &Machine) {
             }
             _ = host.msi_map.device_id(function);
             for pin in Pin::ALL {
-                host.intx.interrupt(function, pin).into_iter().for_each(is_interrupt);
+                host.intx.interrupt(function, pin).into_iter().for_each(is_shared);
             }
         }
     }
