@@ -1,6 +1,6 @@
 //! Records in the physical event queue, of any content: to whom they go, and what of them.
 
-use model::host::CONTEXT;
+use model::host::{CONTEXT, config};
 use smmu::event::Event;
 use smmu::guest::Forwarded;
 
@@ -24,6 +24,7 @@ pub fn run(bytes: &[u8]) {
             guest.poke(TABLE + 64 * u64::from(virt), &[word0, 0xd4, 0, 0, 0, 0, 0, 0]);
         }
         guest.enable();
+        let (mut others, budget) = (0, config(16).budgets.live_events);
         for _ in 0..64 {
             if input.is_empty() {
                 return;
@@ -33,6 +34,11 @@ pub fn run(bytes: &[u8]) {
                 let code = input.one_of(&GUESTS);
                 let sid = input.one_of(&[1, 2, OTHER, 4, 0x08, 0x10]);
                 words[0] = words[0] & 0xffff_ff00 | u64::from(code) | u64::from(sid) << 32;
+            }
+            others += u32::from(words[0] >> 32 == u64::from(OTHER));
+            if words[0] >> 32 == u64::from(OTHER) && others > budget {
+                // Its own device's doing, which ends in an abort, as it should (C7).
+                continue;
             }
             assert_eq!(Event::decode(words).words, words);
             assert!(guest.record(words), "there is room");
