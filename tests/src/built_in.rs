@@ -1,9 +1,13 @@
 //! The suites of the bare-metal guest image, each alone on the machine with an `edu`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use evidence::report::{Report, Stream};
+use platform::bundle::OnCrashKexec;
+use platform::operator::Command;
+use platform::report::Cause;
 use xtask::request::{Action, Request, When};
 use xtask::size::MIB;
 use xtask::vm::{Content, Cpus, Said, Vm};
@@ -59,14 +63,60 @@ pub fn suite(role: &str, cpus: u32, options: &[&str]) -> Result<Run> {
     boot(&machine(vec![vm(role, role, cpus)], options)?)?.passed()
 }
 
-/// Lives of one VM after each other, `boots` in all, in each of which its kernel starts over once more.
+/// Lives of one VM after each other, `boots` in all, in each of which kernels take over from each other in
+/// [`TAKE_OVERS`] ways. The operator ends the last but one.
 ///
 /// # Errors
 ///
 /// What did not pass.
-pub fn reborn(boots: u32, options: &[&str]) -> Result<Run> {
-    let vm = told("reborn", "reborn", 1, &format!("boots={boots}"));
-    boot(&machine(vec![vm], options)?)?.passed()
+pub fn reborn(boots: u32, on_crash: OnCrashKexec, options: &[&str]) -> Result<Run> {
+    let mut vm = told("reborn", "reborn", 1, &format!("boots={boots}"));
+    vm.smmu.on_crash_kexec = on_crash;
+    let name = vm.name.value.clone();
+    let mut machine = machine(vec![vm], options)?;
+    let when = When::Said { vm: name.clone(), text: "@waits".into() };
+    machine.actions.push(Action { when, command: Command::Restart(name) });
+    boot(&machine)?.passed()?.holds("each way to go was noticed as what it is", |outcome| {
+        let vm = outcome.verdict.report.vm("reborn");
+        let causes: Vec<Cause> =
+            vm.iter().flat_map(|vm| &vm.teardowns).map(|teardown| teardown.cause).collect();
+        let taken_over = [Cause::MmuOff, Cause::SmmuDisable, Cause::MmuOff, Cause::CrashKexec];
+        let last = [&[Cause::Operator], &taken_over[..], &[Cause::SystemOff]].concat();
+        causes.ends_with(&last)
+    })
+}
+
+/// In how many ways kernels of [`reborn`] take over from each other: from one that does not use its SMMU, one that
+/// switches it off, and one that crashes.
+pub const TAKE_OVERS: usize = 3;
+
+/// Requires that each of the `boots` boots of [`reborn`], and each kernel that took over in between, found what the first
+/// one found: in timers, interrupt controller, SMMU and, at a boot, in configuration space. Exception: `GBPA` aborts after
+/// every end.
+///
+/// # Errors
+///
+/// What was different.
+pub fn finds_the_same(run: &Run, boots: u32) -> Result<()> {
+    let boots = boots as usize;
+    let mut found: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for line in &run.outcome.console {
+        let Some(finds) = line.split("@finds what=").nth(1) else { continue };
+        let (what, digest) = finds.split_once(" digest=").context("a line without digest")?;
+        found.entry(what).or_default().push(digest.trim());
+    }
+    ensure!(found.len() >= 6, "only {:?} were looked at", found.keys());
+    for (what, digests) in found {
+        let kernels = if what.starts_with("pci") { boots } else { (1 + TAKE_OVERS) * boots };
+        ensure!(digests.len() == kernels, "{what} was seen {} times", digests.len());
+        let (cold, later) = (digests[0], &digests[1..]);
+        let wanted = if what == "gbpa" { "0x0000000000100000" } else { cold };
+        ensure!(
+            later.iter().all(|digest| *digest == wanted),
+            "{what}: cold {cold}, then {later:?}"
+        );
+    }
+    Ok(())
 }
 
 /// Requires that a VM that was started `boots` times has left no more behind than one that was started a few times:

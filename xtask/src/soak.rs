@@ -84,6 +84,7 @@ const TESTS: &[&str] = &[
     "native::unaware_and_u_boot",
     "native::adopting_crash_kernel",
     "restarts::1000_of_one_vm",
+    "restarts::where_single_registers_trap",
     "load::100_rounds_of_hotplug",
     "load::10_minutes_on_two_vms",
 ];

@@ -1,15 +1,20 @@
 //! The reborn: tells what it finds of the machine at its start, changes all of it, and starts over, again and again.
 //!
 //! What a cold boot finds and what every later one finds has to be the same. In between the MMU goes off and on: that is
-//! how another kernel begins, so interrupt controller, timers and SMMU have to be the same then as well.
+//! how another kernel begins, so interrupt controller, timers and SMMU have to be the same then as well, whether the old
+//! one had no driver of the SMMU, switched it off, or crashed with it on.
 
-use super::done;
-use crate::arch::{cpu, mem, odd};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use super::{Check, done, memory};
+use crate::arch::{boot, cpu, mem, odd};
 use crate::edu::Edu;
 use crate::machine::Machine;
 use crate::pci::{self, Bus, COMMAND, Function};
 use crate::println;
 use crate::psci;
+use crate::smmu::Registers;
+use crate::smmu::format::{cr0, gbpa, register};
 
 /// Offsets of a distributor's registers that are no more than state: `GICD_CTLR` to `GICD_NSACR`, and `GICD_IROUTER`
 /// of the SPIs that a VM has.
@@ -22,17 +27,30 @@ const GBPA: u64 = 0x44;
 /// Configuration space that a function can have.
 const CONFIGURATION: [(u64, u64); 1] = [(0, 0x1000)];
 
+/// What [`PRISTINE`] is loaded as.
+const AS_LOADED: u32 = 0x9115_713e;
+/// Part of the image.
+static PRISTINE: [AtomicU32; 4] = [const { AtomicU32::new(AS_LOADED) }; 4];
+/// Every how many bytes of memory there is something to find: once a cache line.
+const STRIDE: usize = 64;
+/// What each life leaves there.
+const USED: u64 = 0x0bad_da7a_0bad_da7a;
+
 pub fn run(machine: &Machine) -> Result<(), &'static str> {
     let boots = machine.bootargs.number("boots", 10)? as u32;
+    is_fresh(machine);
     tell_all(machine);
     let mut bus = Bus::new(machine)?;
     for function in pci::functions(bus.bridge) {
         let digest = digest(function.register(0), &CONFIGURATION);
         println!("@finds what=pci-{function} digest={digest:#018x}");
     }
-    soil(machine);
-    odd::take_over();
-    tell_all(machine);
+    for way in Way::ALL {
+        soil(machine);
+        way.prepare(machine)?;
+        odd::take_over();
+        tell_all(machine);
+    }
 
     let edu = Edu::find(machine, &mut bus)?;
     // Nobody has told it anything before the first boot.
@@ -45,7 +63,68 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     edu.remember(boot);
     soil(machine);
     pci::functions(bus.bridge).for_each(soil_function);
+    use_memory(machine);
+    if boot + 2 == boots {
+        // The last life but one does not end by itself.
+        println!("@waits");
+        loop {
+            core::hint::spin_loop();
+        }
+    }
     psci::system_reset()
+}
+
+/// How a kernel leaves its SMMU to the next one.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// It never switched it on.
+    Unused,
+    /// It switched it off.
+    Disabled,
+    /// It crashed.
+    Enabled,
+}
+
+impl Way {
+    const ALL: [Self; 3] = [Self::Unused, Self::Disabled, Self::Enabled];
+
+    fn prepare(self, machine: &Machine) -> Result<(), &'static str> {
+        if matches!(self, Self::Unused) {
+            return Ok(());
+        }
+        let registers = Registers::find(machine)?;
+        registers.set_cr0(cr0::CMDQEN | cr0::SMMUEN)?;
+        if matches!(self, Self::Disabled) {
+            registers.set_cr0(cr0::CMDQEN)?;
+            let mut closed = Check::new("a-disabled-smmu-aborts");
+            closed.same(registers.read(register::GBPA) & gbpa::ABORT, gbpa::ABORT);
+        }
+        Ok(())
+    }
+}
+
+/// Addresses all over RAM, but for the device tree and the image.
+fn free_memory(machine: &Machine) -> impl Iterator<Item = u64> {
+    let (tree, image) = (boot::tree(), boot::image());
+    let free = [tree.end..image.start, image.end..machine.ram.end];
+    free.into_iter()
+        .flat_map(|free| (free.start.next_multiple_of(memory::PAGE)..free.end).step_by(STRIDE))
+}
+
+/// Memory holds nothing of any life before, and the image is as it was loaded.
+fn is_fresh(machine: &Machine) {
+    let mut scrubbed = Check::new("memory-is-scrubbed");
+    let kept = free_memory(machine).find(|&address| mem::read64(address) != 0);
+    scrubbed.that(kept.is_none(), format_args!("{kept:x?} is not"));
+    let mut pristine = Check::new("the-image-is-pristine");
+    let changed = PRISTINE.iter().find(|word| word.load(Ordering::Relaxed) != AS_LOADED);
+    pristine.that(changed.is_none(), format_args!("{changed:x?}"));
+}
+
+/// Leaves something in all memory, and in the image.
+fn use_memory(machine: &Machine) {
+    free_memory(machine).for_each(|address| mem::write64(address, USED));
+    PRISTINE.iter().for_each(|word| word.store(0, Ordering::Relaxed));
 }
 
 /// Tells of what is as after a cold boot whenever a kernel begins.
