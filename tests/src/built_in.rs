@@ -1,6 +1,7 @@
 //! The suites of the bare-metal guest image, each alone on the machine with an `edu`.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,8 +10,9 @@ use platform::bundle::OnCrashKexec;
 use platform::operator::Command;
 use platform::report::Cause;
 use xtask::request::{Action, Request, When};
+use xtask::run::Outcome;
 use xtask::size::MIB;
-use xtask::vm::{Content, Cpus, Said, Vm};
+use xtask::vm::{Content, Cpus, Said, VICTIM, Vm};
 
 use crate::run::{Run, boot, request};
 
@@ -34,9 +36,52 @@ pub fn told(name: &str, role: &str, cpus: u32, append: &str) -> Vm {
 
 /// A VM on CPU 0 whose device moves data so often, which it checks.
 pub fn victim(rounds: u64) -> Vm {
-    let mut victim = told("victim", "victim", 1, &format!("rounds={rounds}"));
+    let mut victim = told(VICTIM, VICTIM, 1, &format!("rounds={rounds}"));
     victim.cpus = Said::new(Cpus::These(vec![0]), "the test");
     victim
+}
+
+/// Requires that the [`victim`] of `rounds` rounds came to EL2 as often as it does alone, was never refused anything, and
+/// was closed at its end only.
+///
+/// # Errors
+///
+/// What somebody did to it.
+pub fn undisturbed(run: Run, rounds: u64) -> Result<Run> {
+    let (alone, beside) = (alone()?, quiet_exits(&run.outcome, rounds));
+    ensure!(beside == alone, "a victim comes to EL2 for {alone:?} alone, for {beside:?} now");
+    run.holds(
+        "the victim's stream was never refused anything, nor closed but at its end",
+        |outcome| {
+            let streams = &outcome.verdict.report.streams;
+            let mut theirs = streams.iter().filter(|stream| stream.vm.as_deref() == Some(VICTIM));
+            theirs.next().is_some_and(|stream| {
+                stream.faults.is_empty() && !stream.muted && stream.transitions <= 4
+            })
+        },
+    )
+}
+
+/// How often a victim comes to EL2 that is alone; found out once.
+fn alone() -> Result<BTreeMap<String, u64>> {
+    const ROUNDS: u64 = 10;
+    static ALONE: Mutex<Option<BTreeMap<String, u64>>> = Mutex::new(None);
+    let mut alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(alone) = &*alone {
+        return Ok(alone.clone());
+    }
+    let run = boot(&machine(vec![victim(ROUNDS)], &[])?)?.passed()?;
+    Ok(alone.insert(quiet_exits(&run.outcome, ROUNDS)).clone())
+}
+
+/// The victim's exits, but for those of its testimony, whose length follows from its rounds, and one interrupt each.
+fn quiet_exits(outcome: &Outcome, rounds: u64) -> BTreeMap<String, u64> {
+    let vm = outcome.verdict.report.vm(VICTIM);
+    let mut exits = vm.map(|vm| vm.exits.by_reason.clone()).unwrap_or_default();
+    exits.remove("uart");
+    let interrupts = exits.remove("interrupt").unwrap_or_default();
+    exits.insert("interrupt".into(), interrupts.saturating_sub(rounds));
+    exits
 }
 
 /// A run of these VMs with further options of `cargo xtask qemu`.

@@ -4,10 +4,10 @@ use anyhow::{Context, Result, bail};
 use platform::operator::Command;
 use platform::pcie::Bdf;
 use platform::report::{Cause, Name, VmState};
-use tests::built_in::victim;
+use tests::built_in::{undisturbed, victim};
 use tests::run::{Run, boot, request};
 use xtask::request::{Action, Request, When};
-use xtask::vm::LINEAGE;
+use xtask::vm::{Cpus, LINEAGE, Said, VICTIM};
 
 use crate::Test;
 
@@ -19,11 +19,16 @@ const ATTEMPTS: u32 = 6;
 /// What EL2 says of one that came during it.
 const HIT: &str = "lineage: ended during its hand-over";
 
+/// How often the device of the VM beside them moves data.
+const ROUNDS: u64 = 80;
+
 /// The StreamID of the first VM's device: it is in slot 2.
 const FIRST: u32 = 0x10;
 /// That of the other one's, in slot 8: its lines are no other VM's.
 const OTHER: u32 = 0x40;
 const OTHER_SLOTS: [u8; 2] = [4, 8];
+/// The slot of the `edu` in which the first VM keeps its generation.
+const FIRST_TALLY: u8 = 3;
 
 fn kill() -> Result<()> {
     for _ in 0..ATTEMPTS {
@@ -55,6 +60,9 @@ fn machine() -> Result<Request> {
     for (function, slot) in vm.functions.iter_mut().zip(OTHER_SLOTS) {
         function.value.address = Bdf::new(0, slot, 0).expect("slots are below 32");
     }
+    // The victim's device is where it is when the victim is alone.
+    machine.vms[0].functions[0].value.address =
+        Bdf::new(0, FIRST_TALLY, 0).expect("it is below 32");
     let mut device = other.devices.into_iter().next().context("a scenario without device")?;
     device.device.set("addr", &format!("{:x}", OTHER_SLOTS[1]));
     machine.devices.push(device);
@@ -70,8 +78,12 @@ fn machine() -> Result<Request> {
     .map(|(vm, text, command)| Action { when: When::Said { vm, text: text.into() }, command })
     .into();
     machine.vms.push(vm);
+    // CPU 1 is nobody's: there EL2 listens to the SMMU.
+    for (vm, cpu) in machine.vms.iter_mut().zip(2..) {
+        vm.cpus = Said::new(Cpus::These(vec![cpu]), "the test");
+    }
     // The run ends when the first one does.
-    machine.vms.insert(0, victim(80));
+    machine.vms.insert(0, victim(ROUNDS));
     Ok(machine)
 }
 
@@ -95,9 +107,11 @@ fn judge(run: Run) -> Result<Run> {
             };
             first.openings() == 1 && other.openings() == 2 && !first.state.is_open()
         })?
-        .holds("the VM beside them was never refused anything", |outcome| {
-            let streams = &outcome.verdict.report.streams;
-            let mut victims = streams.iter().filter(|s| s.vm.as_deref() == Some("victim"));
-            victims.all(|stream| stream.faults.is_empty() && stream.transitions <= 4)
+        .holds("the VM beside them waited for each end a few times at most", |outcome| {
+            // The SMMU's lock is held once for each change of a stream.
+            let report = &outcome.verdict.report;
+            let changes: u64 = report.streams.iter().map(|s| u64::from(s.transitions)).sum();
+            report.vm(VICTIM).is_some_and(|vm| vm.lock_waits <= changes)
         })
+        .and_then(|run| undisturbed(run, ROUNDS))
 }

@@ -1,26 +1,23 @@
 //! The suites that run in a guest: interrupts, CPUs, the SMMU, and everything that no driver does.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, Result, ensure};
-use platform::bundle::OnCrashKexec;
+use platform::bundle::{DmaAtBoot, OnCrashKexec, Reopen};
 use platform::report::Cause;
-use tests::built_in::{self, machine, suite, victim, vm};
+use tests::built_in::{self, machine, suite, undisturbed, victim, vm};
 use tests::differential::{compare, expected};
 use tests::run::boot;
-use xtask::run::Outcome;
 use xtask::vm::{Cpus, Said};
 
 use crate::Test;
 
 pub const TESTS: &[Test] = &[
-    // One CPU model that lets single registers trap, and one that does not.
-    ("qemu::interrupts_on_one_cpu", || run("irq", 1, &["--cpu", "neoverse-v1"])),
+    // Of QEMU's CPU models the first one alone lets single registers trap.
+    ("qemu::interrupts_on_one_cpu", || run("irq", 1, &["--cpu", "max"])),
     ("qemu::interrupts_across_four_cpus", || run("irq", 4, &[])),
     ("qemu::cpus_go_off_and_on", hotplug),
     ("qemu::a_restarted_vm_finds_its_cpu_cold", cold),
     ("qemu::kernels_find_the_same_machine_whatever_ended_the_last_one", reborn),
-    ("qemu::a_hostile_guest_hurts_only_itself", || run("probe", 2, &[])),
+    ("qemu::a_hostile_guest_hurts_only_itself", probe),
     ("qemu::a_hostile_guest_on_a_cpu_with_everything", || run("probe", 2, &["--cpu", "max"])),
     ("qemu::a_hostile_guest_on_the_oldest_cpu", || run("probe", 1, &["--cpu", "cortex-a57"])),
     ("qemu::a_virtual_smmu_is_as_specified", || smmu("smmu", 2, &[])),
@@ -65,34 +62,40 @@ fn batch_cost() -> Result<()> {
     Ok(())
 }
 
+/// A guest that does what no driver does, beside a VM that moves data all the time, whose report is what it is alone.
+fn probe() -> Result<()> {
+    const ROUNDS: u64 = 40;
+    let mut probe = vm("probe", "probe", 2);
+    probe.cpus = Said::new(Cpus::These(vec![2, 3]), "the test");
+    let run = boot(&machine(vec![victim(ROUNDS), probe], &[])?)?
+        .passed()?
+        .printed("[probe] @done role=probe")?;
+    undisturbed(run, ROUNDS)?;
+    Ok(())
+}
+
 /// How often the victim's device moves data beside the forger, 100 ms each time: longer than the forger needs.
 const ROUNDS: u64 = 240;
 
 /// A driver that lies to its SMMU, beside a VM that moves data all the time, whose report is what it is alone.
 fn forger() -> Result<()> {
-    let alone = boot(&machine(vec![victim(10)], &[])?)?.passed()?;
-    let alone = quiet_exits(&alone.outcome, 10);
     let mut forger = vm("forger", "forger", 2);
     // CPU 1 is nobody's: there EL2 listens to the SMMU.
     forger.cpus = Said::new(Cpus::These(vec![2, 3]), "the test");
-    boot(&machine(vec![victim(ROUNDS), forger], &[])?)?
+    forger.smmu.dma_at_boot = DmaAtBoot::Abort;
+    forger.smmu.reopen = Reopen::Smmu;
+    let run = boot(&machine(vec![victim(ROUNDS), forger], &[])?)?
         .passed()?
         .printed("[forger] @iommu smmu=virtual")?
         .printed("[forger] @done role=forger")?
-        .holds(
-            &format!("the victim comes to EL2 as often as it does alone: {alone:?}"),
-            |outcome| quiet_exits(outcome, ROUNDS) == alone,
-        )?
-        .holds(
-            "the victim's stream was never refused anything, nor closed but at its end",
-            |outcome| {
-                let streams = &outcome.verdict.report.streams;
-                let theirs = streams.iter().find(|stream| stream.vm.as_deref() == Some("victim"));
-                theirs.is_some_and(|stream| {
-                    stream.faults.is_empty() && !stream.muted && stream.transitions <= 4
-                })
-            },
-        )?;
+        .holds("only what is a guest's to ask for was ever asked of the SMMU", |outcome| {
+            let commands = outcome.verdict.report.smmu.iter().flat_map(|smmu| smmu.commands.keys());
+            let foreign = ["EL2", "EL3", "_S_", "ATC", "PRI", "RESUME", "STALL", "DPTI", "PIDM"];
+            let mut names = commands.peekable();
+            names.peek().is_some()
+                && !names.any(|name| foreign.iter().any(|part| name.contains(part)))
+        })?;
+    undisturbed(run, ROUNDS)?;
     Ok(())
 }
 
@@ -129,8 +132,6 @@ fn flood() -> Result<()> {
 /// for a shared lock less than once in a hundred commands of theirs. They do wait for each other.
 fn deluge() -> Result<()> {
     const ROUNDS: u64 = 60;
-    let alone = boot(&machine(vec![victim(10)], &[])?)?.passed()?;
-    let alone = quiet_exits(&alone.outcome, 10);
     let drowning = |name, cpu| {
         let mut vm = vm(name, "deluge", 1);
         vm.cpus = Said::new(Cpus::These(vec![cpu]), "the test");
@@ -140,11 +141,8 @@ fn deluge() -> Result<()> {
     let run = boot(&machine(vms, &[])?)?
         .passed()?
         .printed("[rain] @done role=deluge")?
-        .printed("[storm] @done role=deluge")?
-        .holds(
-            &format!("the victim comes to EL2 as often as it does alone: {alone:?}"),
-            |outcome| quiet_exits(outcome, ROUNDS) == alone,
-        )?;
+        .printed("[storm] @done role=deluge")?;
+    let run = undisturbed(run, ROUNDS)?;
     let report = &run.outcome.verdict.report;
     let invalidations = ["CMD_TLBI_NH_ALL", "CMD_TLBI_NSNH_ALL"];
     let commands = report.smmu.iter().flat_map(|smmu| &smmu.commands);
@@ -158,16 +156,6 @@ fn deluge() -> Result<()> {
     let (waits, exits) = (victim.lock_waits, victim.exits.total);
     ensure!(waits <= exits.min(commands / 100), "{waits} waits in {exits} exits beside {commands}");
     Ok(())
-}
-
-/// The victim's exits, but for those of its testimony, whose length follows from its rounds, and one interrupt each.
-fn quiet_exits(outcome: &Outcome, rounds: u64) -> BTreeMap<String, u64> {
-    let vm = outcome.verdict.report.vm("victim");
-    let mut exits = vm.map(|vm| vm.exits.by_reason.clone()).unwrap_or_default();
-    exits.remove("uart");
-    let interrupts = exits.remove("interrupt").unwrap_or_default();
-    exits.insert("interrupt".into(), interrupts.saturating_sub(rounds));
-    exits
 }
 
 /// The suites of the SMMU, natively: what they require is what an SMMU does.
@@ -198,11 +186,12 @@ fn hotplug() -> Result<()> {
     Ok(())
 }
 
-/// Nothing is left that was not after three boots; `cargo xtask soak restarts` has a thousand. The few differ in what
-/// their manifest says of crashes.
+/// Whatever ended the last kernel, the next one finds the same machine, and nothing is left after ten lives that was not
+/// after three, which differ in what their manifest says of crashes and in how EL2 notices another kernel: single
+/// registers trap there. `cargo xtask soak restarts` has a thousand lives.
 fn reborn() -> Result<()> {
     const BOOTS: u32 = 10;
-    let few = built_in::reborn(3, OnCrashKexec::Abort, &[])?;
+    let few = built_in::reborn(3, OnCrashKexec::Abort, &["--cpu", "max"])?;
     let many = built_in::reborn(BOOTS, OnCrashKexec::Quiesce, &[])?;
     built_in::finds_the_same(&few, 3)?;
     built_in::finds_the_same(&many, BOOTS)?;

@@ -6,6 +6,7 @@ mod disturb;
 
 use core::fmt::Arguments;
 
+use super::smmu::expected::{self, Verdict};
 use super::{Check, device_works, done, memory, refused};
 use crate::arch::{cpu, mem};
 use crate::edu::{BUFFER_SIZE, Edu, Operation, Transfer};
@@ -14,7 +15,7 @@ use crate::pci::{Bus, COMMAND_BUS_MASTER};
 use crate::smmu::format::{
     self, ALLOCATE, Ste, cerror, command, cr0, gbpa, gerror, register, stage1, ste,
 };
-use crate::smmu::{self, Commands, Events, Pool, Registers, Smmu, Stage1};
+use crate::smmu::{self, Commands, Events, Pool, Registers, Smmu, Stage1, Stopped};
 use crate::smp::{self, Order};
 use crate::timer::{self, Deadline};
 use crate::{gic, println};
@@ -50,6 +51,9 @@ const FOREIGN: [u64; 10] = [
     0x00ff_ffff_ffff_ffc0,
 ];
 
+/// VMIDs and StreamIDs of other VMs, and of nobody: the victim's VMID, its stream, and the largest.
+const OTHERS: [u64; 3] = [1, 8, 0xffff];
+
 pub fn run(machine: &Machine) -> Result<(), &'static str> {
     gic::start(machine);
     cpu::unmask_interrupts();
@@ -63,8 +67,16 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
         return Err("the forger needs a hypervisor: a bare SMMU believes it");
     }
     println!("@iommu smmu=virtual");
+    let mut closed = Check::new("closed-until-its-ste");
+    closed.same(registers.read(register::GBPA) & gbpa::ABORT, gbpa::ABORT);
+    nothing_passes(machine, edu, &mut closed)?;
     let mut pool = Pool::new(machine);
-    let smmu = Smmu::start_linear(registers, &mut pool)?;
+    let mut smmu = Smmu::start_linear(registers, &mut pool)?;
+    nothing_passes(machine, edu, &mut closed)?;
+    drop(closed);
+    smmu.drop_events();
+    smmu.set_ste(sid, &ste::PASS)?;
+    device_works(machine, edu)?;
     let stage1 = Stage1::new(&mut pool, ASID)?;
     stage1.map(&mut pool, IOVA, memory::dma_page(machine, 1))?;
     let mut forger = Forger { machine, edu, sid, pool, smmu, stage1 };
@@ -76,6 +88,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     forger.queues()?;
     forger.entries()?;
     forger.messages()?;
+    forger.commands()?;
     forger.storm()?;
     if machine.cpus > 1 {
         smp::start(machine, 1).map_err(|_| "the second CPU does not start")?;
@@ -93,6 +106,17 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     drop(canaries);
     edu.function.disable(COMMAND_BUS_MASTER);
     done("forger");
+    Ok(())
+}
+
+/// Its manifest says `dma-at-boot = "abort"` and `reopen = "smmu"`: bus mastering alone lets nothing through, and neither
+/// does an SMMU that has no STE for the device.
+fn nothing_passes(machine: &Machine, edu: Edu, check: &mut Check) -> Result<(), &'static str> {
+    let page = memory::dma_page(machine, 1);
+    memory::fill(page, SIZE, memory::noise(POISON));
+    refused(edu, Transfer { operation: Operation::Write, address: page, size: SIZE })?;
+    let kept = memory::matching(page, SIZE, memory::noise(POISON));
+    check.that(kept == SIZE / 4, format_args!("{} accesses arrived", SIZE / 4 - kept));
     Ok(())
 }
 
@@ -387,6 +411,40 @@ impl Forger<'_> {
         }
         check.same(memory::first_change(own, memory::PAGE, memory::noise(POISON)), None);
         Ok(())
+    }
+
+    /// Every command with tags and streams of other VMs, those of EL2, EL3, the Secure state, ATS, PRI and stalls among
+    /// them: each is consumed or stops the queue as it does for a guest that is alone, and leaves what the guest has
+    /// as it is.
+    fn commands(&mut self) -> Result<(), &'static str> {
+        let mut check = Check::new("forged-commands");
+        let to = memory::dma_page(self.machine, 1);
+        self.smmu.set_ste(self.sid, &ste::stage1(self.stage1.context))?;
+        let registers = self.smmu.registers;
+        let commands = &mut self.smmu.commands;
+        for opcode in 0..=0xff {
+            for other in OTHERS {
+                for secure in [0, 1 << 10] {
+                    let words = [opcode | secure | other << 32 | u64::from(ASID) << 48, 0];
+                    let at = (commands.prod() + 1) & (2 * commands.size() - 1);
+                    let seen = commands.issue(registers, &[command::SYNC, words, command::SYNC]);
+                    let stopped = Stopped { cons: at, code: cerror::ILL, error: true };
+                    let right = match expected::command(words, registers.identity()).0 {
+                        Verdict::Legal => seen == Ok(()),
+                        Verdict::Illegal => seen == Err(stopped),
+                        Verdict::Unpredictable => seen == Ok(()) || seen == Err(stopped),
+                    };
+                    check.that(right, format_args!("{words:x?}: {seen:x?}"));
+                    if seen.is_err() {
+                        commands.put(at, command::SYNC);
+                        registers.acknowledge_errors();
+                        commands.wait(registers).map_err(|_| "a repaired queue does not go on")?;
+                    }
+                }
+            }
+        }
+        self.arrives(&mut check, IOVA, to, format_args!("after all of them"))?;
+        self.smmu.set_ste(self.sid, &ste::PASS)
     }
 
     /// Events without end in a queue of two entries that nobody reads.

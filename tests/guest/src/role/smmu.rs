@@ -6,7 +6,7 @@
 
 mod commands;
 mod events;
-mod expected;
+pub mod expected;
 mod map;
 mod queues;
 mod updates;
