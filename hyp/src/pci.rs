@@ -36,7 +36,7 @@ pub(crate) use self::config::Config;
 pub use self::enumerate::{PciError, enumerate};
 pub use self::function::{Bar, BarKind, Bridge, Function, Kind, Place, Unassignable};
 pub use self::quiesce::{
-    How, Quiesced, Request, ResetPolicy, Scope, bus_master_off, is_armed, quiesce,
+    How, Quiesced, Request, ResetPolicy, Scope, bus_master_off, bus_master_on, is_armed, quiesce,
 };
 pub(crate) use self::quiesce::{Method, reset_to_cold};
 pub(crate) use self::registers as reg;

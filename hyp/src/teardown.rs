@@ -319,12 +319,29 @@ fn close_and_stop(vm: &Vm, cause: Cause) -> Result<Option<Restless>, HostError> 
         }
     };
     bus.close(hardware, |_| true);
+    if scope == Scope::All {
+        let_linger(vm);
+    }
     listen(vm);
     outcomes.extend(stop(vm, scope, |request| !forgets(request)));
     bus.quiesced(&mut &vm.space, &outcomes);
     drop(bus);
     vm.teardowns.lock().note_quiesced(id, &outcomes);
     Ok(restless(&outcomes))
+}
+
+/// Lets those functions master the bus that cannot be made to forget what they were told, and were told something: what
+/// they still do is heard only so, and their streams are closed. A kernel that kept them from it stopped nothing else.
+fn let_linger(vm: &Vm) {
+    let Hypervisor { pci: bus, .. } = hypervisor();
+    for (owned, past) in vm.functions.iter().zip(vm.pasts.lock().iter()) {
+        if matches!(past, Past::Used | Past::Noisy)
+            && !forgets(&vm::request(owned))
+            && let Some(function) = bus.topology.get(owned.address)
+        {
+            pci::bus_master_on(&bus.hardware, function);
+        }
+    }
 }
 
 /// Watches functions that could do DMA and cannot be made to forget it, if there are any: time for culprits to show.
@@ -355,13 +372,14 @@ fn stop(vm: &Vm, scope: Scope, chosen: fn(&Request) -> bool) -> Vec<pci::Quiesce
     let mut pasts = vm.pasts.lock();
     for (owned, past) in vm.functions.iter().zip(pasts.iter_mut()) {
         let outcome = outcomes.iter().find(|outcome| outcome.function == owned.address);
-        *past = match outcome.map(|outcome| outcome.how) {
-            // Left alone: what it knew it knows.
-            None | Some(pci::How::Idle) => *past,
-            Some(how) if how.is_reset() => Past::Clean,
+        let Some(outcome) = outcome else { continue };
+        *past = match outcome.how {
+            how if how.is_reset() => Past::Clean,
             // What was heard may be heard again; and who was to be reset was not listened to.
-            Some(_) if was_heard(owned) || forgets(&vm::request(owned)) => Past::Noisy,
-            Some(_) => Past::Silent,
+            pci::How::BusMaster if was_heard(owned) || forgets(&vm::request(owned)) => Past::Noisy,
+            pci::How::BusMaster if outcome.armed => Past::Silent,
+            // Left alone, or not heard because it could not master the bus: what it knew it knows.
+            _ => *past,
         };
     }
     outcomes
@@ -416,6 +434,7 @@ pub fn advance(vm: &Vm) {
     match life {
         Life::Stopping(end) if vm.is_parked() && stop_dead(vm, end, forgets) => {
             reset(vm);
+            let_linger(vm);
             let until_us = timer::now_us() + WATCH_US;
             // Whatever the operator wanted meanwhile stays.
             let mut life = vm.life.lock();

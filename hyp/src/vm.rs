@@ -150,7 +150,7 @@ pub struct Vcpu {
 pub enum Past {
     /// It was reset, or nobody ever used it: it knows nothing.
     Clean,
-    /// It has no reset, but a whole watch passed in silence while it could master the bus.
+    /// It has no reset, but a whole watch passed in silence while it did master the bus.
     Silent,
     /// It has no reset and was heard during the watch: what it was told to do, it may still do.
     Noisy,

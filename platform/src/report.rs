@@ -304,7 +304,7 @@ pub struct Stream {
     /// Its state now.
     pub state: StreamState,
     /// How often the state changed.
-    pub transitions: u32,
+    pub transitions: u64,
     /// Whether its function could still do DMA when its owner went.
     pub armed_at_close: bool,
     /// Whether its events were switched off because they came too fast (C7).
@@ -321,7 +321,7 @@ pub struct Step {
     /// The state it entered.
     pub state: StreamState,
     /// How many CFGI commands for this stream had been issued when the state could first be seen.
-    pub cfgi: u32,
+    pub cfgi: u64,
 }
 
 /// How often one event was recorded for a stream.

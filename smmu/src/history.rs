@@ -11,19 +11,19 @@ pub(crate) const HISTORY_BYTES: usize = 512;
 /// The last changes of one stream.
 ///
 /// A change is one byte, the state and how many more commands than at the change before it; where those are too many,
-/// [`FAR`] in their place and four bytes with their number.
+/// [`FAR`] in their place and eight bytes with their number.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
     codes: Deque<u8, HISTORY_BYTES>,
     /// The commands before the first change, and at the last one.
-    first: u32,
-    last: u32,
+    first: u64,
+    last: u64,
 }
 
 /// Stands for a number that does not fit beside the state.
 const FAR: u8 = 0x3f;
 /// Bytes of a change with such a number.
-const FAR_BYTES: usize = 5;
+const FAR_BYTES: usize = 9;
 
 impl History {
     pub(crate) const fn new() -> Self {
@@ -74,7 +74,7 @@ fn decode(codes: &mut impl Iterator<Item = u8>) -> Option<(Transition, usize)> {
         return Some((Transition { state, cfgi: (code & FAR).into() }, 1));
     }
     let cfgi =
-        (0..4).try_fold(0, |sum, byte| Some(sum | u32::from(codes.next()?) << (8 * byte)))?;
+        (0..8).try_fold(0, |sum, byte| Some(sum | u64::from(codes.next()?) << (8 * byte)))?;
     Some((Transition { state, cfgi }, FAR_BYTES))
 }
 
@@ -98,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    fn change(state: State, cfgi: u32) -> Transition {
+    fn change(state: State, cfgi: u64) -> Transition {
         Transition { state, cfgi }
     }
 
@@ -133,7 +133,7 @@ mod tests {
         }
         let known = remembered(&history);
         assert_eq!(known.len(), HISTORY_BYTES);
-        assert_eq!(known.first(), Some(&change(State::Stage2, 2_000 - HISTORY_BYTES as u32)));
+        assert_eq!(known.first(), Some(&change(State::Stage2, 2_000 - HISTORY_BYTES as u64)));
         assert_eq!(known.last(), Some(&change(State::Abort, 1_999)));
     }
 
@@ -141,7 +141,7 @@ mod tests {
         /// What is remembered is the end of what was added, whatever lies between two changes.
         #[test]
         fn nothing_but_the_oldest_is_lost(
-            steps in prop::collection::vec((0..4_usize, prop_oneof![0..70_u32, 0..1_000_000_u32]), 0..1_000),
+            steps in prop::collection::vec((0..4_usize, prop_oneof![0..70_u64, 0..1_000_000_u64, 0..1_u64 << 40]), 0..1_000),
         ) {
             let mut history = History::new();
             let mut cfgi = 0;

@@ -94,8 +94,8 @@ impl Plan {
     }
 
     /// How many `Cfgi` come before the store that makes the new STE visible.
-    pub(crate) fn cfgi_before_change(&self) -> u32 {
-        let cfgi = self.0.iter().filter(|step| **step == Step::Cfgi).count() as u32;
+    pub(crate) fn cfgi_before_change(&self) -> u64 {
+        let cfgi = self.0.iter().filter(|step| **step == Step::Cfgi).count() as u64;
         cfgi.saturating_sub(1)
     }
 

@@ -43,7 +43,7 @@ pub struct Transition {
     pub state: State,
     /// How many `CMD_CFGI_STE` for this stream had been issued when the state could first be seen: for a
     /// closing state including the one that makes it certain, for any other without it.
-    pub cfgi: u32,
+    pub cfgi: u64,
 }
 
 /// The stage 2 that a stream is bound to, and the tag of its translations.
@@ -125,8 +125,8 @@ pub struct Stream {
     refuses: bool,
     /// A teardown closed it, and it was in no other state since.
     pub(crate) closed: bool,
-    cfgi: u32,
-    transitions: u32,
+    cfgi: u64,
+    transitions: u64,
     history: History,
     faults: [u64; Kind::COUNT],
     armed_at_close: bool,
@@ -201,7 +201,7 @@ impl Stream {
     }
 
     /// How often its state changed.
-    pub fn transitions(&self) -> u32 {
+    pub fn transitions(&self) -> u64 {
         self.transitions
     }
 
@@ -211,7 +211,7 @@ impl Stream {
     }
 
     /// How many `CMD_CFGI_STE` were issued for it.
-    pub fn cfgi(&self) -> u32 {
+    pub fn cfgi(&self) -> u64 {
         self.cfgi
     }
 
@@ -290,13 +290,19 @@ impl Stream {
         self.owned_from = owned_from;
     }
 
+    /// As if so many had been issued, for tests of many.
+    #[cfg(test)]
+    pub(crate) fn pretend_commands(&mut self, cfgi: u64) {
+        self.cfgi = cfgi;
+    }
+
     /// Counts a `CMD_CFGI_STE`.
     pub(crate) fn count_cfgi(&mut self) {
         self.cfgi += 1;
     }
 
     /// Enters a state that could first be seen after `cfgi` commands.
-    pub(crate) fn enter(&mut self, state: State, binding: Option<Stage2Binding>, cfgi: u32) {
+    pub(crate) fn enter(&mut self, state: State, binding: Option<Stage2Binding>, cfgi: u64) {
         self.change(state, binding, None, false, cfgi);
         self.muted_until_us = None;
         self.unmutable = false;
@@ -311,11 +317,15 @@ impl Stream {
         binding: Option<Stage2Binding>,
         stage1: Option<Stage1Config>,
         refuses: bool,
-        cfgi: u32,
+        cfgi: u64,
     ) {
         if state != self.state {
             self.transitions += 1;
             self.history.add(Transition { state, cfgi });
+        }
+        if state.is_open() {
+            // What comes after the next close is heard again.
+            self.stopped_in_watch.silenced = false;
         }
         self.state = state;
         self.binding = binding;

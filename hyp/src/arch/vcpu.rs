@@ -304,7 +304,8 @@ fn inject(registers: &mut GuestRegisters, esr: u64) {
     elr_el1(registers.elr);
     spsr_el1(spsr);
     esr_el1(esr);
-    registers.elr = vbar_el1() + offset;
+    // Bits 10:0 are RES0, and hold what the guest wrote on some CPUs.
+    registers.elr = vbar_el1() & !0x7ff | offset;
     registers.spsr = next;
 }
 

@@ -116,6 +116,12 @@ pub fn is_armed<C: ConfigSpace>(space: &C, function: &Function) -> bool {
     Config::new(space, function.at).read16(reg::COMMAND) & reg::COMMAND_BUS_MASTER != 0
 }
 
+/// Lets the function start DMA. Its stream is closed.
+pub fn bus_master_on<C: ConfigSpace>(space: &C, function: &Function) {
+    let config = Config::new(space, function.at);
+    config.write16(reg::COMMAND, config.read16(reg::COMMAND) | reg::COMMAND_BUS_MASTER);
+}
+
 /// Keeps the function from starting DMA, and returns whether it obeyed.
 pub fn bus_master_off<C: ConfigSpace>(space: &C, function: &Function) -> bool {
     Config::new(space, function.at).clear16(reg::COMMAND, reg::COMMAND_BUS_MASTER);

@@ -80,7 +80,7 @@ impl<'a> Machine<'a> {
         self.smmu.streams().find(|stream| stream.sid() == sid).unwrap()
     }
 
-    fn history(&self, sid: StreamId) -> Vec<(State, u32)> {
+    fn history(&self, sid: StreamId) -> Vec<(State, u64)> {
         self.stream(sid).history().map(|Transition { state, cfgi }| (state, cfgi)).collect()
     }
 }
@@ -930,4 +930,47 @@ fn an_event_concerns_its_owner_if_its_own_stage_1_refused() {
             assert_eq!(concerns, [concern], "{to:?}, stage 2: {stage2}");
         }
     }
+}
+
+/// C6: a function whose watch was spent once, and whose driver then let its stream abort, is watched after the next end too.
+#[test]
+fn a_stream_that_was_silenced_is_watched_after_its_next_close() {
+    let fake = Fake::new(QEMU_NESTED);
+    let mut streams = Streams::new();
+    let mut machine = Machine::new(&fake, &mut streams);
+    let binding = machine.open(DEVICE, VM, 1);
+    let _ = machine.smmu.close(VM, Vmid(1)).unwrap();
+    machine.smmu.watch_closed(VM).unwrap();
+    (0..6).for_each(|_| {
+        machine.write(DEVICE, RAM);
+    });
+    machine.drain();
+    assert!(machine.stream(DEVICE).stopped_in_watch().silenced);
+    // Its next owner opens it, and then does not want it.
+    machine.smmu.configure(DEVICE, &binding, &Configuration::Stage2).unwrap();
+    machine.smmu.configure(DEVICE, &binding, &Configuration::Abort).unwrap();
+    let _ = machine.smmu.close(VM, Vmid(1)).unwrap();
+    machine.smmu.watch_closed(VM).unwrap();
+    machine.write(DEVICE, RAM);
+    machine.drain();
+    assert_eq!(machine.stream(DEVICE).stopped_in_watch().count, 1);
+    assert!(machine.stream(DEVICE).stopped_after_teardown().silenced, "that is not forgotten");
+}
+
+/// C7: a guest may have its stream table read for as long as it likes.
+#[test]
+fn commands_for_a_stream_are_counted_beyond_32_bits() {
+    let fake = Fake::new(QEMU_NESTED);
+    let mut streams = Streams::new();
+    let mut machine = Machine::new(&fake, &mut streams);
+    let binding = machine.open(DEVICE, VM, 1);
+    machine.smmu.stream_mut(DEVICE).unwrap().pretend_commands(u64::from(u32::MAX) - 1);
+    for to in [Configuration::Stage2, Configuration::Abort, Configuration::Stage2] {
+        machine.smmu.configure(DEVICE, &binding, &to).unwrap();
+    }
+    let _ = machine.smmu.close(VM, Vmid(1)).unwrap();
+    let last = machine.history(DEVICE).pop();
+    let counted = machine.stream(DEVICE).cfgi();
+    assert!(counted > u64::from(u32::MAX));
+    assert_eq!(last, Some((State::Abort, counted)));
 }

@@ -202,12 +202,12 @@ fn report() -> Report {
         how: "bus-master".try_into().unwrap(),
         clean: true,
     };
-    let stream = |sid: StreamId, vm: &str, history: &[(StreamState, u32)]| Stream {
+    let stream = |sid: StreamId, vm: &str, history: &[(StreamState, u64)]| Stream {
         sid: sid.0,
         vm: Some(vm.into()),
         device: "00:02.0 1234:11e8".into(),
         state: StreamState::Abort,
-        transitions: history.len() as u32,
+        transitions: history.len() as u64,
         history: history.iter().map(|&(state, cfgi)| Entered { state, cfgi }).collect(),
         faults: BTreeMap::new(),
         armed_at_close: false,

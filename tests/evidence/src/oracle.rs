@@ -67,16 +67,16 @@ pub enum Finding {
         /// For which stream.
         sid: StreamId,
         /// What EL2 says.
-        reported: u32,
+        reported: u64,
         /// What the trace has.
-        traced: u32,
+        traced: u64,
     },
     /// A stream did DMA so long ago that EL2 does not remember its state.
     Forgotten {
         /// The stream.
         sid: StreamId,
         /// After how many `CFGI_STE`.
-        cfgi: u32,
+        cfgi: u64,
     },
     /// DMA of a stream that no VM owns succeeded.
     Unowned {
@@ -92,7 +92,7 @@ pub enum Finding {
         /// Its state.
         state: StreamState,
         /// After how many `CFGI_STE`.
-        cfgi: u32,
+        cfgi: u64,
         /// How often.
         count: u64,
     },
@@ -215,19 +215,19 @@ pub fn integrity(trace: &Trace, machine: &Machine) -> Vec<Finding> {
 }
 
 /// The state that `stream` was in after `cfgi` `CFGI_STE`.
-pub fn state_at(stream: &report::Stream, cfgi: u32) -> StreamState {
+pub fn state_at(stream: &report::Stream, cfgi: u64) -> StreamState {
     let entered = stream.history.iter().rev().find(|entered| entered.cfgi <= cfgi);
     entered.map_or(StreamState::Abort, |entered| entered.state)
 }
 
 /// Whether `stream` was closed after `cfgi` `CFGI_STE`, having been open before: its owner was gone.
-pub fn closed_again(stream: &report::Stream, cfgi: u32) -> bool {
+pub fn closed_again(stream: &report::Stream, cfgi: u64) -> bool {
     let opened = stream.history.iter().any(|e| e.cfgi <= cfgi && e.state.is_open());
     opened && !state_at(stream, cfgi).is_open()
 }
 
 /// Whether `stream` was opened at some time after `cfgi` `CFGI_STE`.
-pub fn opened_after(stream: &report::Stream, cfgi: u32) -> bool {
+pub fn opened_after(stream: &report::Stream, cfgi: u64) -> bool {
     stream.history.iter().any(|entered| entered.cfgi > cfgi && entered.state.is_open())
 }
 
@@ -252,8 +252,8 @@ fn addresses(pages: &Range<u64>) -> Range<u64> {
 }
 
 /// Whether the state of `stream` after `cfgi` `CFGI_STE` fell out of EL2's bounded memory.
-fn forgotten(stream: &report::Stream, cfgi: u32) -> bool {
-    let first = stream.history.first().map_or(u32::MAX, |first| first.cfgi);
+fn forgotten(stream: &report::Stream, cfgi: u64) -> bool {
+    let first = stream.history.first().map_or(u64::MAX, |first| first.cfgi);
     usize::try_from(stream.transitions).is_ok_and(|all| all > stream.history.len()) && cfgi < first
 }
 

@@ -104,7 +104,7 @@ pub struct Stream {
     /// Its last state.
     pub state: StreamState,
     /// How often the state changed.
-    pub transitions: u32,
+    pub transitions: u64,
     /// Its states, in order.
     pub history: Vec<Entered>,
     /// Recorded events by name.
@@ -130,7 +130,7 @@ pub struct Entered {
     /// The state.
     pub state: StreamState,
     /// How many `CFGI_STE` for this StreamID had been issued, the one that made the state sure included.
-    pub cfgi: u32,
+    pub cfgi: u64,
 }
 
 /// One SMMU.

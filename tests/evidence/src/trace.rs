@@ -84,9 +84,9 @@ struct Refusal {
 #[derive(Clone, Debug, Default)]
 pub struct Stream {
     /// How many `CFGI_STE` commands for this StreamID have been consumed: the current epoch.
-    pub cfgi: u32,
+    pub cfgi: u64,
     /// What happened, by epoch. Epochs in which nothing happened are absent.
-    pub epochs: BTreeMap<u32, Epoch>,
+    pub epochs: BTreeMap<u64, Epoch>,
     /// Untranslated accesses before `GBPA.ABORT` was first set.
     pub open_before: u64,
     /// Untranslated accesses after it, through a disabled SMMU.
@@ -350,7 +350,7 @@ impl Default for Trace {
 
 impl Stream {
     /// Accesses refused at the page of `iova`, in all epochs that `wanted` picks.
-    pub fn refused_at(&self, iova: Iova, wanted: impl Fn(u32) -> bool) -> u64 {
+    pub fn refused_at(&self, iova: Iova, wanted: impl Fn(u64) -> bool) -> u64 {
         let page = iova.raw() / PAGE_SIZE;
         let epochs = self.epochs.iter().filter(|(number, _)| wanted(**number));
         epochs.filter_map(|(_, epoch)| epoch.refused.get(&page)).sum()
@@ -371,7 +371,7 @@ impl Stream {
     }
 
     /// Accesses refused in all epochs that `wanted` picks: recorded, silent and unrecorded.
-    pub fn refusals(&self, wanted: impl Fn(u32) -> bool) -> u64 {
+    pub fn refusals(&self, wanted: impl Fn(u64) -> bool) -> u64 {
         let epochs = self.epochs.iter().filter(|(number, _)| wanted(**number));
         epochs.map(|(_, epoch)| epoch.refusals()).sum()
     }

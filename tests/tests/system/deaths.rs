@@ -3,7 +3,7 @@
 //! Here is one of each device and of most ways to go; `cargo xtask soak deaths` runs all combinations.
 
 use anyhow::Result;
-use platform::report::Cause;
+use platform::report::{Cause, What};
 use tests::run::{Run, qemu};
 use xtask::exit::Exit;
 
@@ -11,6 +11,7 @@ use crate::Test;
 
 pub const TESTS: &[Test] = &[
     ("qemu::death_of_a_recorder_by_kexec", || named("es1370-kexec", Cause::MmuOff)),
+    ("qemu::death_of_a_recorder_that_was_kept_from_the_bus", kept_from_the_bus),
     ("qemu::death_with_the_smmu_switched_off", || named("shutdown-bypass", Cause::SmmuDisable)),
     ("qemu::death_of_an_nvme_before_an_unaware_successor", || {
         reset("unaware-successor", Cause::CrashKexec, "nvme", "flr")
@@ -64,6 +65,23 @@ fn reset(name: &str, cause: Cause, source: &str, how: &str) -> Result<()> {
             armed && quiesced.any(|q| q.address == "00:02.0" && q.how == how && q.clean)
         },
     )?;
+    Ok(())
+}
+
+/// A kernel that has only taken bus mastering from its device has not stopped it: it is heard as soon as it may master the
+/// bus again, which its successor's driver allows before it does anything else. So that is no evidence (C5).
+fn kept_from_the_bus() -> Result<()> {
+    survived("es1370-orderly", Cause::SmmuDisable)?
+        .printed("late DMA: 00:02.0 (")?
+        .printed("[lineage] @again source=es1370 refused")?
+        .holds("it was heard, and its stream did not open again", |outcome| {
+            let report = &outcome.verdict.report;
+            let reopened = report.vm("lineage").is_none_or(|vm| {
+                vm.teardowns.iter().flat_map(|end| &end.moments).any(|m| m.what == What::Reopened)
+            });
+            let stream = report.stream(SOURCE);
+            !reopened && stream.is_some_and(|stream| stream.stopped_after_teardown.count > 0)
+        })?;
     Ok(())
 }
 

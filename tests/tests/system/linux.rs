@@ -66,7 +66,7 @@ fn one_exit_and_one_sync_per_batch(outcome: &Outcome, batches: u64) -> bool {
     let report = &outcome.verdict.report;
     let (Some(vm), [smmu]) = (report.vm("linux"), &report.smmu[..]) else { return false };
     let doorbells = vm.exits.by_reason.get("smmu-commands").copied().unwrap_or(0);
-    let own: u64 = report.streams.iter().map(|stream| 3 * u64::from(stream.transitions)).sum();
+    let own: u64 = report.streams.iter().map(|stream| 3 * stream.transitions).sum();
     smmu.guest_batches >= batches
         && doorbells <= smmu.guest_batches + DRIVER_START
         && smmu.syncs <= smmu.guest_batches + DRIVER_START + own

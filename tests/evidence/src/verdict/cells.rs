@@ -126,7 +126,7 @@ impl Cells {
 impl Subject<'_> {
     /// Whether the device's owner was gone in this epoch. A stream that an owner closed by itself is open again
     /// before that owner ends.
-    fn is_late(&self, epoch: u32) -> bool {
+    fn is_late(&self, epoch: u64) -> bool {
         let closed = |reported: &&report::Stream| oracle::closed_again(reported, epoch);
         self.reported
             .filter(closed)

@@ -837,7 +837,7 @@ mod translated {
         use StreamState::{Abort, Stage2, Watch};
         let history =
             [(Abort, 0), (Stage2, 1), (Abort, 2), (Stage2, 3), (Abort, 4), (Watch, 5), (Abort, 6)];
-        run.rogue().transitions = history.len() as u32;
+        run.rogue().transitions = history.len() as u64;
         run.rogue().history = history.map(|(state, cfgi)| Entered { state, cfgi }).to_vec();
         for command in ["CFGI_STE", "SYNC"] {
             *run.report.smmu[0].commands.get_mut(command).unwrap() += 2;

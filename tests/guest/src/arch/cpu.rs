@@ -65,6 +65,10 @@ registers! {
     set_system_register_interface = "S3_0_C12_C12_5": write;
     /// Whether group 1 interrupts are taken.
     set_group1_enable = "S3_0_C12_C12_7": write;
+    /// Where exceptions go.
+    vectors = "vbar_el1";
+    /// Where exceptions go; only bits that do not count may change.
+    set_vectors = "vbar_el1": write;
 }
 
 /// Executes `count` instructions, an even number above 0.

@@ -38,6 +38,8 @@ const CANARY_SEED: u32 = 0x6e4e_7a71;
 const TAKING_MS: u64 = 10;
 /// How long a generation waits for what its predecessor's device still does: longer than a slow disk takes.
 const DEFAULT_WATCH_MS: u64 = 3000;
+/// How long it waits once more when the devices may master the bus again: many of their accesses.
+const MASTERING_MS: u64 = 200;
 
 pub fn run(machine: &Machine) -> Result<(), &'static str> {
     let generations = machine.bootargs.number("generations", 2)? as u32;
@@ -60,6 +62,11 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     println!("@generation number={generation} way={way:?}");
     if generation > 0 {
         timer::poll_every_ms(1, Deadline::after_ms(watch_ms), || false);
+        // As a driver's first step may be, before it has reset anything.
+        for source in sources.split(',') {
+            live::find(source, &bus)?.enable(COMMAND_BUS_MASTER);
+        }
+        timer::poll_every_ms(1, Deadline::after_ms(MASTERING_MS), || false);
         heritage.testify();
     }
     let is_last = generation + 1 >= generations;

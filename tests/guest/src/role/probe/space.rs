@@ -2,7 +2,7 @@
 
 use super::{Check, aborted, answered, check};
 use crate::arch::exception::{self, Fault};
-use crate::arch::{mem, odd, tables};
+use crate::arch::{cpu, mem, odd, tables};
 use crate::machine::Machine;
 
 /// Where the fixed guest map has nothing, although machines often do.
@@ -38,6 +38,7 @@ pub fn probe(machine: &Machine) {
         ecam,
     ];
     vacant(machine);
+    vectors();
     for (name, access) in odd::WITHOUT_SYNDROME {
         let mut check = Check::new(name);
         for address in emulated {
@@ -87,6 +88,21 @@ pub fn probe(machine: &Machine) {
         let seen = exception::catch(|| mem::read32(address));
         let aborted = seen.is_err_and(Fault::is_external_abort_of_walk);
         walks.that(aborted, format_args!("{seen:x?} by a table at {table:#x}"));
+    }
+}
+
+/// `VBAR_EL1[10:0]` are RES0 and say nothing of where an exception goes, even if a CPU keeps some of them. Only what the
+/// hypervisor answers is tried: QEMU itself adds them.
+fn vectors() {
+    let mut check = Check::new("vector-bits");
+    let base = cpu::vectors();
+    for bits in [0x20, 0x7e0] {
+        cpu::mask_interrupts();
+        cpu::set_vectors(base | bits);
+        let seen = exception::catch(|| _ = mem::read32(VACANT[0]));
+        cpu::set_vectors(base);
+        cpu::unmask_interrupts();
+        check.that(aborted(seen), format_args!("{seen:x?} with VBAR_EL1 + {bits:#x}"));
     }
 }
 
