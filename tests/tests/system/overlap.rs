@@ -110,7 +110,7 @@ fn judge(run: Run) -> Result<Run> {
         .holds("the VM beside them waited for each end a few times at most", |outcome| {
             // The SMMU's lock is held once for each change of a stream.
             let report = &outcome.verdict.report;
-            let changes: u64 = report.streams.iter().map(|s| u64::from(s.transitions)).sum();
+            let changes: u64 = report.streams.iter().map(|s| s.transitions).sum();
             report.vm(VICTIM).is_some_and(|vm| vm.lock_waits <= changes)
         })
         .and_then(|run| undisturbed(run, ROUNDS))
