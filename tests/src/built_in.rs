@@ -95,8 +95,10 @@ pub fn machine(vms: Vec<Vm>, options: &[&str]) -> Result<Request> {
 
 /// Orders the operator to do something a number of seconds after QEMU's start.
 pub fn order(request: &mut Request, seconds: u64, command: &str) {
+    let origin = format!("the order to {command}");
     let command = command.parse().expect("tests give orders that exist");
-    request.actions.push(Action { when: When::After(Duration::from_secs(seconds)), command });
+    let when = When::After(Duration::from_secs(seconds));
+    request.actions.push(Action { when, command, origin });
 }
 
 /// Runs one suite, and requires that it passed.

@@ -54,11 +54,11 @@ pub fn run(options: &setup::Options) -> Result<Tally> {
     steps.step("fuzzing", fuzz::briefly);
     steps.step("Miri", miri);
     steps.tally.add(tests);
-    println!();
+    say!("");
     for (name, passed, seconds) in &steps.results {
-        println!("{:6} {name} ({seconds} s)", if *passed { "ok" } else { "FAILED" });
+        say!("{:6} {name} ({seconds} s)", if *passed { "ok" } else { "FAILED" });
     }
-    println!("{:6} tests: {tests}", if tests.failed == 0 { "ok" } else { "FAILED" });
+    say!("{:6} tests: {tests}", if tests.failed == 0 { "ok" } else { "FAILED" });
     Ok(steps.tally)
 }
 
@@ -74,10 +74,10 @@ impl Steps {
     }
 
     fn step(&mut self, name: &'static str, step: impl FnOnce() -> Result<bool>) {
-        println!("\n== {name}");
+        say!("\n== {name}");
         let started = Instant::now();
         let passed = step().unwrap_or_else(|error| {
-            eprintln!("error: {error:#}");
+            note!("error: {error:#}");
             false
         });
         self.tally.add(Tally { passed: passed.into(), failed: (!passed).into() });
@@ -109,10 +109,10 @@ fn clippy_for(target: &Target) -> Command {
 fn sizes(target: &Target, options: &setup::Options) -> Result<bool> {
     let hypervisor = image::build(Package::Hypervisor, target, options.quiet)?;
     let guest = image::build(Package::Guest, target, options.quiet)?;
-    println!("guest       {:>9} bytes of code", guest.text);
-    println!("hypervisor  {:>9} bytes of code, at most {IMAGE_TEXT}", hypervisor.text);
-    println!("  of smmu   {:>9} bytes of code, at most {SMMU_TEXT}", hypervisor.smmu_text);
-    println!("  in memory {:>9} bytes", hypervisor.memory);
+    say!("guest       {:>9} bytes of code", guest.text);
+    say!("hypervisor  {:>9} bytes of code, at most {IMAGE_TEXT}", hypervisor.text);
+    say!("  of smmu   {:>9} bytes of code, at most {SMMU_TEXT}", hypervisor.smmu_text);
+    say!("  in memory {:>9} bytes", hypervisor.memory);
     Ok(hypervisor.text <= IMAGE_TEXT && hypervisor.smmu_text <= SMMU_TEXT)
 }
 

@@ -10,7 +10,7 @@ use crate::exit::{Exit, bad_input};
 use crate::request::Request;
 use crate::setup::{self, State};
 use crate::suite::{self, Scope};
-use crate::{ci, fuzz, run, soak};
+use crate::{ci, fuzz, interrupt, run, soak};
 
 /// Portcullis: set up what is missing, build, boot in QEMU, judge.
 #[derive(Debug, Parser)]
@@ -296,7 +296,7 @@ where
     match cli.command.execute() {
         Ok(exit) => exit,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            note!("error: {error:#}");
             Exit::of(&error)
         }
     }
@@ -311,19 +311,23 @@ impl Command {
     pub fn execute(self) -> Result<Exit> {
         match self {
             Self::Qemu(args) => {
+                interrupt::watch()?;
                 let outcome = run::run(&Request::new(&args)?)?;
-                print!("{}", outcome.verdict);
+                say!("{}", outcome.verdict.to_string().trim_end());
+                if let Err(error) = &outcome.written {
+                    note!("error: {error:#}");
+                }
                 Ok(outcome.exit)
             }
             Self::Test(args) => {
                 let tally =
                     suite::run(Scope::of(&args), args.filter.as_deref(), &options(&args.source)?)?;
-                println!("{tally}");
+                say!("{tally}");
                 Ok(tally.exit())
             }
             Self::Soak(args) => {
                 let tally = soak::run(args.name.as_deref(), &setup::Options::default())?;
-                println!("{tally}");
+                say!("{tally}");
                 Ok(tally.exit())
             }
             Self::Bench(_) => Err(bad_input(
@@ -331,13 +335,13 @@ impl Command {
             )),
             Self::Fuzz(args) => {
                 let outcome = args.run()?;
-                println!("{}: {outcome}", args.target);
+                say!("{}: {outcome}", args.target);
                 Ok(outcome.exit())
             }
             Self::Setup(args) => set_up(&args),
             Self::Ci => {
                 let tally = ci::run(&setup::Options::default())?;
-                println!("{tally}");
+                say!("{tally}");
                 Ok(tally.exit())
             }
         }
@@ -358,7 +362,7 @@ fn set_up(args: &SetupArgs) -> Result<Exit> {
     }
     let items = setup::check(&needs, &options);
     for item in &items {
-        println!("{item}");
+        say!("{item}");
     }
     let all_there = items.iter().all(|item| matches!(item.state, State::Present { .. }));
     Ok(if all_there { Exit::Pass } else { Exit::Missing })

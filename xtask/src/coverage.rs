@@ -78,10 +78,10 @@ pub fn run() -> Result<bool> {
     let files = count(&report, &crate_folder, |path| std::fs::read_to_string(path).ok());
     let mut total = Lines::default();
     for (file, lines) in &files {
-        println!("{lines}  {file}");
+        say!("{lines}  {file}");
         total.add(*lines);
     }
-    println!("{total}  in all; at least {LEAST} %");
+    say!("{total}  in all; at least {LEAST} %");
     Ok(total.all > 0 && total.is_enough())
 }
 

@@ -178,7 +178,7 @@ pub fn briefly() -> Result<bool> {
     let mut clean = true;
     for target in &targets {
         let outcome = programs.fuzz(target, SHORT)?;
-        println!("{target}: {outcome}");
+        say!("{target}: {outcome}");
         clean &= outcome.exit() == Exit::Pass;
     }
     Ok(clean)

@@ -6,6 +6,11 @@
 //! what the bootloader hands to EL2, [`machine`] writes QEMU's command line, [`run`] boots and listens,
 //! and the `evidence` crate judges.
 #![forbid(unsafe_code)]
+// They panic when nobody reads: see `say`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+#[macro_use]
+mod say;
 
 pub mod builtin;
 pub mod bundle;
@@ -18,16 +23,19 @@ pub mod exit;
 pub mod frames;
 pub mod fuzz;
 pub mod image;
+pub mod interrupt;
 pub mod kernel;
 pub mod linux;
 pub mod machine;
 pub mod manifest;
 pub mod mutants;
+pub mod outputs;
 pub mod plan;
 pub mod prepare;
 pub mod request;
 pub mod run;
 pub mod scenario;
+pub mod scratch;
 pub mod setup;
 pub mod size;
 pub mod slots;

@@ -95,14 +95,14 @@ pub fn run(options: &setup::Options) -> Result<Tally> {
         }
         let known = &results.shards[name];
         let unexplained = unexplained(known, &explained);
-        println!("{name}: {} of {} caught", known.caught, known.viable);
+        say!("{name}: {} of {} caught", known.caught, known.viable);
         for survivor in &unexplained {
-            println!("    not explained in {EXPLANATIONS}: {survivor}");
+            say!("    not explained in {EXPLANATIONS}: {survivor}");
         }
         let passed = unexplained.is_empty();
         tally.add(Tally { passed: passed.into(), failed: (!passed).into() });
     }
-    println!("{}", results.summary);
+    say!("{}", results.summary);
     let enough = is_enough(&results.shards);
     tally.add(Tally { passed: enough.into(), failed: (!enough).into() });
     Ok(tally)

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 use platform::bundle::Stage1;
 use smmu::addr::StreamId;
-use tempfile::TempDir;
 
 use crate::builtin;
 use crate::bundle::{self, Payload};
@@ -19,6 +18,7 @@ use crate::linux;
 use crate::machine::{Boot, IMAGE_BASE, Machine, RAM_BASE, Stages, Wires};
 use crate::plan::{self, Plan};
 use crate::request::Request;
+use crate::scratch::{self, Scratch};
 use crate::setup::{self, Qemu, Version};
 use crate::size::MIB;
 use crate::slots::Placed;
@@ -45,7 +45,7 @@ pub struct Prepared {
     /// Bytes of the `smmu` crate's code in the hypervisor.
     pub smmu_text: Option<u64>,
     /// Where everything is that the run needs or leaves, until this is dropped.
-    pub folder: TempDir,
+    pub folder: Scratch,
 }
 
 /// What a VM boots, and what the verdict has to know of it.
@@ -66,16 +66,13 @@ pub fn prepare(request: &Request) -> Result<Prepared> {
     let catalog = Catalog::ask(&qemu)?;
     let (version, stages) = smmu(request.version, request.stages, qemu.version)?;
     if request.stages.is_none() && (qemu.version.0, qemu.version.1) < NESTED_QEMU {
-        eprintln!("The SMMU of QEMU {} has one stage: this run has stage 2 only.", qemu.version);
+        note!("The SMMU of QEMU {} has one stage: this run has stage 2 only.", qemu.version);
     }
     check_choices(request, &catalog)?;
     let nested = matches!(stages, None | Some(Stages::Nested));
     let plan = plan::plan(request.vms.clone(), &request.devices, &catalog)?;
     check_stage1(&plan, nested || request.native)?;
-    let folder = tempfile::Builder::new()
-        .prefix("portcullis-")
-        .tempdir()
-        .context("making a temporary folder")?;
+    let folder = Scratch::new()?;
     let target = setup::ensure_rust_target(&request.setup)?;
 
     // Natively one guest has the machine to itself: guest 0, and of the demonstration the one that attacks.
@@ -107,6 +104,7 @@ pub fn prepare(request: &Request) -> Result<Prepared> {
 
     let bundle_size = loaded.iter().map(|one| payload_size(&one.payload)).sum();
     let memory = Machine::memory_for(guests_memory, bundle_size);
+    folder.check_room(memory + bundle_size)?;
     let (boot, hypervisor) = if request.native {
         (native_boot(&loaded, folder.path())?, None)
     } else {
@@ -281,7 +279,8 @@ fn native_boot(loaded: &[Loaded], folder: &Path) -> Result<Boot> {
 
 fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
     let path = folder.join(name);
-    std::fs::write(&path, bytes).with_context(|| format!("writing {}", path.display()))?;
+    std::fs::write(&path, bytes)
+        .map_err(|error| scratch::missing(folder, &format!("writing {name}: {error}")))?;
     Ok(path)
 }
 

@@ -86,6 +86,8 @@ pub struct Action {
     pub when: When,
     /// What to do.
     pub command: Command,
+    /// Who wants it, for messages.
+    pub origin: String,
 }
 
 /// When an operator acts.
@@ -152,7 +154,7 @@ impl Request {
             actions: actions(args)?,
             network: false,
             interactive: args.interactive,
-            log_level: args.log_level,
+            log_level: log_level(args)?,
             timeout: match args.timeout {
                 Some(0) => {
                     return Err(bad_input(
@@ -172,9 +174,13 @@ impl Request {
         if let Some(scenario) = &scenario {
             request.add(scenario.parts());
         }
+        // There is always one: something to boot, a manifest, or what a scenario adds.
+        if let Some(first) = request.vms.first_mut() {
+            override_first(first, args)?;
+        }
         request.check_its()?;
         request.check_kernels()?;
-        request.check_files()?;
+        request.check_qemu()?;
         request.check_plan()?;
         Ok(request)
     }
@@ -199,7 +205,7 @@ impl Request {
             else {
                 continue;
             };
-            let origin = format!("--at {}", action.command);
+            let origin = &action.origin;
             let Some(index) = self.vms.iter().position(|vm| vm.name.value == *name) else {
                 let known: Vec<&str> = self.vms.iter().map(|vm| vm.name.value.as_str()).collect();
                 return Err(bad_input(format!(
@@ -208,7 +214,7 @@ impl Request {
                 )));
             };
             if matches!(action.command, Command::Restart(_)) {
-                plan.check_restart(index, &origin)?;
+                plan.check_restart(index, origin)?;
             }
         }
         Ok(())
@@ -242,23 +248,8 @@ impl Request {
         Ok(())
     }
 
-    /// Checks that what the run writes can be written, and that what it needs is there.
-    fn check_files(&self) -> Result<()> {
-        for (option, file) in
-            [("--trace", &self.trace), ("--report", &self.report), ("--serial", &self.serial)]
-        {
-            let Some(file) = file else { continue };
-            let folder = file
-                .parent()
-                .filter(|folder| !folder.as_os_str().is_empty())
-                .unwrap_or(Path::new("."));
-            if !folder.is_dir() || file.is_dir() {
-                return Err(bad_input(format!(
-                    "{option} {}: not a file that can be written: name one in a folder that exists",
-                    file.display()
-                )));
-            }
-        }
+    /// Checks that a QEMU that was named is there.
+    fn check_qemu(&self) -> Result<()> {
         if let Some(qemu) = &self.qemu
             && qemu.components().count() > 1
             && !qemu.is_file()
@@ -298,10 +289,6 @@ fn vms(args: &QemuArgs, demonstration: bool) -> Result<Vec<Vm>> {
     }
     for path in &args.vms {
         vms.push(manifest::read(path)?);
-    }
-    // There is always one: something to boot, a manifest, or what a scenario adds.
-    if let Some(first) = vms.first_mut() {
-        override_first(first, args)?;
     }
     Ok(vms)
 }
@@ -447,6 +434,15 @@ fn extra(arguments: &[String]) -> Result<Vec<String>> {
     Ok(passed)
 }
 
+fn log_level(args: &QemuArgs) -> Result<Option<LogLevel>> {
+    if args.native && args.log_level.is_some() {
+        return Err(bad_input(
+            "--log-level: without the hypervisor nobody logs: remove --log-level or --native",
+        ));
+    }
+    Ok(args.log_level)
+}
+
 fn actions(args: &QemuArgs) -> Result<Vec<Action>> {
     if args.native && !args.at.is_empty() {
         return Err(bad_input(
@@ -473,13 +469,13 @@ fn actions(args: &QemuArgs) -> Result<Vec<Action>> {
             _ => return Err(refuse("there is no such action")),
         };
         let after = after.ok_or_else(|| refuse("the time is not a number of seconds"))?;
-        Ok((after, command))
+        Ok((after, command, format!("--at {text}")))
     };
     let mut actions = args.at.iter().map(action).collect::<Result<Vec<_>>>()?;
-    actions.sort_by_key(|(after, _)| *after);
-    let action = |(after, command)| Action { when: When::After(after), command };
+    actions.sort_by_key(|(after, ..)| *after);
+    let action = |(after, command, origin)| Action { when: When::After(after), command, origin };
     Ok(actions.into_iter().map(action).collect())
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

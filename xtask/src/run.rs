@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -12,17 +13,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use evidence::memory::RamFile;
 use evidence::report::Collector;
-use evidence::timeline;
 use evidence::{Case, Testimony, Trace, Verdict, trace, verdict};
 use platform::operator::Command;
 use platform::report::{Cause, Name};
+use signal_hook::consts::SIGBUS;
 
 use crate::exit::{Exit, bad_input};
 use crate::frames;
+use crate::interrupt;
 use crate::linux::LastWrite;
 use crate::machine::RAM_BASE;
+use crate::outputs::Outputs;
 use crate::prepare::{self, Prepared};
-use crate::request::{Request, When};
+use crate::request::{Action, Request, When};
 
 /// How often it is looked whether QEMU has ended.
 const POLL: Duration = Duration::from_millis(20);
@@ -52,6 +55,8 @@ pub struct Outcome {
     pub console: Vec<String>,
     /// How long QEMU ran.
     pub duration: Duration,
+    /// Whether the report is where it was to be.
+    pub written: Result<()>,
 }
 
 /// Boots what was asked for, judges, and writes the report.
@@ -60,7 +65,8 @@ pub struct Outcome {
 ///
 /// What keeps the run from starting; a run that went wrong is an [`Outcome`].
 pub fn run(request: &Request) -> Result<Outcome> {
-    run_prepared(request, &prepare::prepare(request)?)
+    let outputs = Outputs::open(request)?;
+    boot(request, &prepare::prepare(request)?, outputs)
 }
 
 /// Boots what was prepared, judges, and writes the report.
@@ -69,7 +75,11 @@ pub fn run(request: &Request) -> Result<Outcome> {
 ///
 /// As [`run`].
 pub fn run_prepared(request: &Request, prepared: &Prepared) -> Result<Outcome> {
-    let recorded = record(request, prepared)?;
+    boot(request, prepared, Outputs::open(request)?)
+}
+
+fn boot(request: &Request, prepared: &Prepared, mut outputs: Outputs) -> Result<Outcome> {
+    let recorded = record(request, prepared, &mut outputs)?;
     let mut host = recorded.host;
     let (report, _) = recorded.report.finish();
     host.extend(prepared.disks.iter().filter_map(|disk| {
@@ -86,18 +96,14 @@ pub fn run_prepared(request: &Request, prepared: &Prepared) -> Result<Outcome> {
         smmu_text: prepared.smmu_text,
         host: &host,
     });
-    if let Some(path) = &request.report {
-        let json = verdict.file().to_json()?;
-        std::fs::write(path, json).with_context(|| format!("writing {}", path.display()))?;
-        draw_teardowns(path, &verdict.report)?;
-    }
-    let exit = match (recorded.timed_out, verdict.pass) {
-        (true, _) => Exit::TimedOut,
-        (false, true) => Exit::Pass,
-        (false, false) => Exit::Fail,
+    let written = outputs.write_report(&verdict);
+    let exit = match (&recorded.cut, verdict.pass && written.is_ok()) {
+        (Some(Cut::Time), _) => Exit::TimedOut,
+        (None, true) => Exit::Pass,
+        _ => Exit::Fail,
     };
     let Recorded { testimony, trace, console, duration, .. } = recorded;
-    Ok(Outcome { exit, verdict, testimony, trace, console, duration })
+    Ok(Outcome { exit, verdict, testimony, trace, console, duration, written })
 }
 
 /// How far a VM came with what it writes to its disks: whoever is ended by others may be in the middle of it.
@@ -108,18 +114,6 @@ fn last_write(vm: Option<&evidence::report::Vm>) -> LastWrite {
     }
 }
 
-/// Puts a picture of each teardown beside the report at `path`: `NAME.VM.NUMBER.svg`.
-fn draw_teardowns(path: &Path, report: &evidence::Report) -> Result<()> {
-    for vm in &report.vms {
-        for (number, teardown) in vm.teardowns.iter().enumerate() {
-            let picture = path.with_extension(format!("{}.{}.svg", vm.name, number + 1));
-            std::fs::write(&picture, timeline::svg(&vm.name, teardown))
-                .with_context(|| format!("writing {}", picture.display()))?;
-        }
-    }
-    Ok(())
-}
-
 /// What was seen and heard while QEMU ran.
 struct Recorded {
     testimony: Testimony,
@@ -127,8 +121,16 @@ struct Recorded {
     trace: Trace,
     console: Vec<String>,
     host: Vec<String>,
-    timed_out: bool,
+    cut: Option<Cut>,
     duration: Duration,
+}
+
+/// Why a run ends that has not come to its end.
+enum Cut {
+    /// The time limit has passed.
+    Time,
+    /// This program was asked to end by a signal of that name.
+    Signal(&'static str),
 }
 
 /// QEMU, which does not outlive this.
@@ -142,7 +144,7 @@ impl Drop for Process {
     }
 }
 
-fn record(request: &Request, prepared: &Prepared) -> Result<Recorded> {
+fn record(request: &Request, prepared: &Prepared, outputs: &mut Outputs) -> Result<Recorded> {
     let machine = &prepared.machine;
     let socket = machine.wires.report.as_deref();
     let listener =
@@ -150,20 +152,26 @@ fn record(request: &Request, prepared: &Prepared) -> Result<Recorded> {
     let mut command = prepared.qemu.command();
     command.args(machine.arguments()).args(trace::qemu_arguments());
     command.stdin(if request.interactive { Stdio::piped() } else { Stdio::null() });
+    if interrupt::hold() {
+        // What the terminal sends to everybody is not for QEMU: it is asked for EL2's report first.
+        command.process_group(0);
+    }
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let child = child.with_context(|| format!("starting {}", prepared.qemu.program.display()))?;
     let started = Instant::now();
     let mut qemu = Process(child);
     if request.gdb && !request.quiet {
-        eprintln!("QEMU waits for a debugger on TCP port 1234.");
+        note!("QEMU waits for a debugger on TCP port 1234.");
     }
 
     let (heard, said) = channel();
-    let console = Console::new(request, prepared, heard)?;
+    let console = Console::new(request, prepared, outputs.serial.take(), heard);
     let console = spawn(qemu.0.stdout.take(), |stdout: ChildStdout| console.listen(stdout))?;
-    let tracer = Tracer::new(request.trace.as_deref())?;
+    let tracer = Tracer::new(outputs.trace.take());
     let tracer = spawn(qemu.0.stderr.take(), |stderr: ChildStderr| tracer.listen(stderr))?;
-    let uart = listener.map(|listener| connect(&listener, &mut qemu.0)).transpose()?.flatten();
+    let limit = request.timeout.map(|timeout| started + timeout);
+    let uart =
+        listener.map(|listener| connect(&listener, &mut qemu.0, limit)).transpose()?.flatten();
     let (reports, reported) = channel();
     let reader = uart.as_ref().map(UnixStream::try_clone).transpose()?;
     let collector = reader.map(|uart| std::thread::spawn(move || collect(uart, &reports)));
@@ -180,9 +188,10 @@ fn record(request: &Request, prepared: &Prepared) -> Result<Recorded> {
         }
         None => None,
     };
-    let timed_out = supervise(request, &mut qemu.0, &mut operator, &reported, &said, started)?;
+    let mut left: Vec<&Action> = request.actions.iter().collect();
+    let cut = supervise(request, &mut qemu.0, &mut operator, &reported, &said, &mut left, started)?;
     drop(sender);
-    if timed_out {
+    if cut.is_some() {
         // If it has just ended by itself, that is as good.
         let _ = qemu.0.kill();
     }
@@ -195,17 +204,27 @@ fn record(request: &Request, prepared: &Prepared) -> Result<Recorded> {
     let mut host = Vec::new();
     host.extend(console.failure.clone());
     host.extend(tracer.failure.clone());
-    if timed_out {
-        let limit = request.timeout.unwrap_or_default().as_secs();
-        host.push(format!("the time limit of {limit} s has passed"));
-    } else if !status.success() {
-        if console.is_silent() && tracer.trace.lines() == 0 {
-            return Err(bad_input(format!(
-                "QEMU refuses the machine: {}",
-                tracer.messages.join("\n  ")
-            )));
+    match &cut {
+        Some(Cut::Time) => {
+            let limit = request.timeout.unwrap_or_default().as_secs();
+            host.push(format!("the time limit of {limit} s has passed"));
         }
-        host.push(format!("QEMU {}: {}", ended(status), tracer.messages.join("; ")));
+        Some(Cut::Signal(signal)) => host.push(format!("interrupted by {signal}")),
+        None => {
+            let refused = status.code().is_some_and(|code| code != 0);
+            if refused && console.is_silent() && !tracer.trace.has_guest() {
+                return Err(bad_input(format!(
+                    "QEMU refuses the machine: {}",
+                    tracer.messages.join("\n  ")
+                )));
+            }
+            if !status.success() {
+                host.push(ended(status, &machine.memory_file, &tracer.messages));
+            }
+            host.extend(
+                left.iter().map(|action| format!("{}: the run ended before", action.origin)),
+            );
+        }
     }
     Ok(Recorded {
         testimony: console.testimony,
@@ -213,16 +232,27 @@ fn record(request: &Request, prepared: &Prepared) -> Result<Recorded> {
         trace: tracer.trace,
         console: console.transcript,
         host,
-        timed_out,
+        cut,
         duration,
     })
 }
 
-fn ended(status: ExitStatus) -> String {
-    match status.code() {
-        Some(code) => format!("ended with status {code}"),
-        None => "was killed".into(),
+/// How QEMU ended that should not have.
+fn ended(status: ExitStatus, memory: &Path, messages: &[String]) -> String {
+    let mut text = match status.signal() {
+        Some(SIGBUS) => format!(
+            "QEMU was killed by SIGBUS, as when there is no room for the machine's memory in {}: set TMPDIR to a \
+             folder that has room",
+            memory.display()
+        ),
+        Some(signal) => format!("QEMU was killed by {}", interrupt::name(signal)),
+        None => format!("QEMU ended with status {}", status.code().unwrap_or_default()),
+    };
+    for message in messages {
+        text += "; ";
+        text += message;
     }
+    text
 }
 
 fn spawn<S: Send + 'static, T: Send + 'static>(
@@ -237,8 +267,12 @@ fn join<T>(thread: JoinHandle<T>) -> Result<T> {
     thread.join().map_err(|_| anyhow!("a thread that listened to QEMU panicked"))
 }
 
-/// Waits for QEMU to connect EL2's UART; `None` if it ends instead.
-fn connect(listener: &UnixListener, qemu: &mut Child) -> Result<Option<UnixStream>> {
+/// Waits for QEMU to connect EL2's UART; `None` if it ends instead, or the run has to.
+fn connect(
+    listener: &UnixListener,
+    qemu: &mut Child,
+    limit: Option<Instant>,
+) -> Result<Option<UnixStream>> {
     listener.set_nonblocking(true)?;
     let deadline = Instant::now() + CONNECT;
     loop {
@@ -251,51 +285,60 @@ fn connect(listener: &UnixListener, qemu: &mut Child) -> Result<Option<UnixStrea
                 return Err(error.into());
             }
             Err(_) if qemu.try_wait()?.is_some() => return Ok(None),
+            Err(_) if interrupt::caught().is_some() => return Ok(None),
+            Err(_) if limit.is_some_and(|limit| Instant::now() >= limit) => return Ok(None),
             Err(_) if Instant::now() > deadline => {
-                return Err(anyhow!("QEMU does not connect EL2's UART"));
+                return Err(anyhow!(
+                    "QEMU has not connected EL2's UART for {} s: see what else this machine does, and try again",
+                    CONNECT.as_secs()
+                ));
             }
             Err(_) => std::thread::sleep(POLL),
         }
     }
 }
 
-/// Carries out what the operator wants until QEMU ends or the time is over, in which case EL2 is asked for its report
-/// first. Returns whether the time was over.
-fn supervise(
-    request: &Request,
+/// Carries out what the operator wants, and takes it from what is `left`, until QEMU ends or has to, in which case EL2
+/// is asked for its report first. Returns why it has to.
+fn supervise<'a>(
+    request: &'a Request,
     qemu: &mut Child,
     operator: &mut Operator,
     reported: &Receiver<()>,
     said: &Receiver<usize>,
+    left: &mut Vec<&'a Action>,
     started: Instant,
-) -> Result<bool> {
-    let mut timed = request.actions.iter().filter(|action| action.delay().is_some()).peekable();
-    loop {
+) -> Result<Option<Cut>> {
+    let cut = loop {
         if qemu.try_wait()?.is_some() {
-            return Ok(false);
+            return Ok(None);
         }
         let elapsed = started.elapsed();
-        while let Some(action) =
-            timed.next_if(|action| action.delay().is_some_and(|after| after <= elapsed))
-        {
-            operator.order(&action.command);
-        }
-        for index in said.try_iter() {
-            operator.order(&request.actions[index].command);
-        }
+        let heard: Vec<&Action> = said.try_iter().map(|index| &request.actions[index]).collect();
+        left.retain(|action| {
+            let due = action.delay().is_some_and(|after| after <= elapsed)
+                || heard.iter().any(|heard| std::ptr::eq(*heard, *action));
+            if due {
+                operator.order(&action.command);
+            }
+            !due
+        });
         operator.obey_terminal();
+        if let Some(signal) = interrupt::caught() {
+            break Cut::Signal(signal);
+        }
         if request.timeout.is_some_and(|timeout| elapsed >= timeout) {
-            break;
+            break Cut::Time;
         }
         std::thread::sleep(POLL);
-    }
+    };
     while reported.try_recv().is_ok() {}
     operator.order(&Command::Report);
     if operator.uart.is_some() {
         // A complete report, silence, or QEMU's end: whichever comes, the run is over.
         let _ = reported.recv_timeout(LAST_WORDS);
     }
-    Ok(true)
+    Ok(Some(cut))
 }
 
 /// The operator: orders go to EL2 on its own UART, what is typed otherwise to guest 0's console.
@@ -331,7 +374,7 @@ impl Operator {
                 Addressee::Guest(text) => _ = terminal.guest.send(text.to_owned()),
                 Addressee::Operator(text) => match text.parse() {
                     Ok(command) => orders.push(command),
-                    Err(error) => eprintln!("{error}"),
+                    Err(error) => note!("{error}"),
                 },
             }
         }
@@ -421,7 +464,12 @@ struct Console {
 }
 
 impl Console {
-    fn new(request: &Request, prepared: &Prepared, heard: Sender<usize>) -> Result<Self> {
+    fn new(
+        request: &Request,
+        prepared: &Prepared,
+        serial: Option<File>,
+        heard: Sender<usize>,
+    ) -> Self {
         let awaited = request.actions.iter().enumerate().filter_map(|(index, action)| {
             let When::Said { vm, text } = &action.when else { return None };
             Some((index, vm.clone(), text.clone()))
@@ -433,17 +481,17 @@ impl Console {
             }
         }
         let native = prepared.facts.vms.first().filter(|_| request.native);
-        Ok(Self {
+        Self {
             testimony,
             native: native.map(|vm| vm.name.clone()),
-            serial: request.serial.as_deref().map(create).transpose()?,
+            serial: serial.map(BufWriter::new),
             awaited: awaited.collect(),
             heard,
             show: !request.quiet,
             line: Vec::new(),
             transcript: Vec::new(),
             failure: None,
-        })
+        }
     }
 
     fn listen(mut self, mut stdout: ChildStdout) -> Self {
@@ -529,9 +577,9 @@ struct Tracer {
 }
 
 impl Tracer {
-    fn new(file: Option<&Path>) -> Result<Self> {
-        let file = file.map(create).transpose()?;
-        Ok(Self { trace: Trace::new(), file, messages: Vec::new(), failure: None })
+    fn new(file: Option<File>) -> Self {
+        let file = file.map(BufWriter::new);
+        Self { trace: Trace::new(), file, messages: Vec::new(), failure: None }
     }
 
     fn listen(mut self, stderr: ChildStderr) -> Self {
@@ -551,13 +599,20 @@ impl Tracer {
     }
 }
 
-fn create(path: &Path) -> Result<BufWriter<File>> {
-    Ok(BufWriter::new(File::create(path).with_context(|| format!("creating {}", path.display()))?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn how_qemu_ended_is_told_with_its_signal() {
+        let memory = Path::new("/t/ram");
+        let told = |status| ended(ExitStatus::from_raw(status), memory, &["why".into()]);
+        assert_eq!(told(0x100), "QEMU ended with status 1; why");
+        assert_eq!(told(9), "QEMU was killed by SIGKILL; why");
+        let no_room = told(7);
+        assert!(no_room.starts_with("QEMU was killed by SIGBUS, as when there is no room"));
+        assert!(no_room.contains("/t/ram: set TMPDIR"), "{no_room}");
+    }
 
     #[test]
     fn a_typed_line_is_the_guests_unless_it_is_a_command() {

@@ -285,14 +285,16 @@ impl Scenario {
     }
 
     fn actions(&self, vm: &Name) -> Vec<Action> {
+        let origin = format!("--scenario {}", self.name);
         let when = |text: &str| When::Said { vm: vm.clone(), text: text.into() };
         match self.way {
             Way::Off => {
                 let when = when(&format!("@done role={LINEAGE}"));
-                vec![Action { when, command: Command::Off(vm.clone()) }]
+                vec![Action { when, command: Command::Off(vm.clone()), origin }]
             }
             Way::Kill => {
-                vec![Action { when: when("@waits"), command: Command::Restart(vm.clone()) }]
+                let command = Command::Restart(vm.clone());
+                vec![Action { when: when("@waits"), command, origin }]
             }
             _ => Vec::new(),
         }

@@ -224,7 +224,7 @@ fn one(
     let (results, tally) = &mut *progress;
     tally.add(Tally { passed: passed.into(), failed: (!passed).into() });
     let done = tally.passed + tally.failed;
-    println!("{name} {done}/{of}  {}  {result} ({took})", case.name());
+    say!("{name} {done}/{of}  {}  {result} ({took})", case.name());
     if known.is_none() {
         results.cases.insert(case.name().to_owned(), result);
         write(path, results)?;
@@ -250,7 +250,7 @@ fn try_test(name: &str) -> Result<String> {
         return Ok(PASSED.into());
     }
     let said = String::from_utf8_lossy(&output.stdout);
-    println!("{said}{}", String::from_utf8_lossy(&output.stderr));
+    say!("{said}{}", String::from_utf8_lossy(&output.stderr));
     let why = said.lines().skip_while(|line| *line != format!("---- {name} ----")).nth(1);
     Ok(why.unwrap_or("it does not build or broke off").to_owned())
 }

@@ -36,9 +36,9 @@ pub fn check() -> Result<bool> {
             wrong.extend(lines.iter().map(|line| format!("hyp/src/{name}:{line}: unsafe")));
         }
     }
-    println!("{count} lines with `unsafe` in hyp, all under arch and mem; none in {FORBIDDING:?}");
+    say!("{count} lines with `unsafe` in hyp, all under arch and mem; none in {FORBIDDING:?}");
     for line in &wrong {
-        println!("{line}");
+        say!("{line}");
     }
     Ok(wrong.is_empty())
 }

@@ -7,15 +7,15 @@ use std::process::{Command, Output};
 /// Runs xtask where it can find no QEMU, fetch nothing and build nothing: whatever goes beyond its input fails
 /// otherwise than with exit code 2.
 fn xtask(folder: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_xtask"))
-        .args(arguments)
-        .current_dir(folder)
-        .env_clear()
-        .env("PATH", "/nonexistent")
-        .env("PORTCULLIS_CACHE", folder.join("cache"))
-        .env("CARGO", "/nonexistent/cargo")
-        .output()
-        .unwrap()
+    command(folder, arguments).output().unwrap()
+}
+
+fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    command.args(arguments).current_dir(folder).env_clear();
+    command.env("PATH", "/nonexistent").env("CARGO", "/nonexistent/cargo");
+    command.env("PORTCULLIS_CACHE", folder.join("cache"));
+    command
 }
 
 /// A folder with a kernel, an empty file, a damaged kernel and the given manifests.
@@ -159,6 +159,34 @@ fn a_missing_prerequisite_has_its_own_exit_code() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{stderr}");
     assert!(stderr.contains("next: "), "it says what to do next: {stderr}");
+}
+
+#[test]
+fn what_cannot_be_written_is_refused_first() {
+    refused(
+        &[],
+        &["qemu", "--kernel", "kernel", "--report", "/proc/x.json"],
+        "--report /proc/x.json: ",
+    );
+    refused(&[], &["qemu", "--kernel", "kernel", "--serial", "kernel/x"], "--serial kernel/x: ");
+}
+
+#[test]
+fn a_report_of_an_earlier_run_does_not_outlive_the_start_of_the_next() {
+    let folder = folder(&[("r.json", "{\"verdict\":\"pass\"}")]);
+    let output = xtask(folder.path(), &["qemu", "--kernel", "kernel", "--report", "r.json"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(std::fs::read(folder.path().join("r.json")).unwrap(), b"");
+}
+
+#[test]
+fn a_terminal_that_is_gone_changes_no_exit_code() {
+    let folder = folder(&[]);
+    for arguments in [&["setup", "--check"][..], &["qemu", "--kernel", "kernel"]] {
+        let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let status = command(folder.path(), arguments).stdout(full()).stderr(full()).status();
+        assert_eq!(status.unwrap().code(), Some(3), "{arguments:?}");
+    }
 }
 
 #[test]

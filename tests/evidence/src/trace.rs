@@ -21,7 +21,10 @@ use line::Line;
 
 /// The trace events to switch on, one `-trace` each. Patterns never make QEMU complain: 11.1 renamed
 /// `smmuv3_record_event` to `smmuv3_propagate_event`.
-pub const EVENTS: [&str; 6] = [
+///
+/// `smmu_add_mr` comes with every bus master when QEMU starts, whatever the guest does: it proves that there is a trace.
+pub const EVENTS: [&str; 7] = [
+    "smmu_add_mr",
     "smmuv3_translate_*",
     "smmuv3_*_event",
     "smmuv3_cmdq_opcode*",
@@ -56,6 +59,7 @@ pub fn qemu_arguments() -> Vec<String> {
 pub struct Trace {
     budget: usize,
     lines: u64,
+    masters: u64,
     streams: BTreeMap<StreamId, Stream>,
     commands: BTreeMap<String, u64>,
     register_writes: u64,
@@ -128,6 +132,7 @@ impl Trace {
         Self {
             budget,
             lines: 0,
+            masters: 0,
             streams: BTreeMap::new(),
             commands: BTreeMap::new(),
             register_writes: 0,
@@ -224,6 +229,7 @@ impl Trace {
             }
             Line::RegisterWrite { offset, value } => self.register_write(offset, value),
             Line::Gerror { toggled } => self.gerror |= toggled,
+            Line::Master => self.masters += 1,
             Line::Other => {}
         }
     }
@@ -292,6 +298,11 @@ impl Trace {
     /// How many lines of the trace there were.
     pub fn lines(&self) -> u64 {
         self.lines
+    }
+
+    /// Whether a guest or a device of its did anything that the trace tells of.
+    pub fn has_guest(&self) -> bool {
+        self.lines > self.masters
     }
 
     /// Every StreamID that appeared.

@@ -75,7 +75,11 @@ fn machine() -> Result<Request> {
         (name.clone(), "@armed", Command::Off(name)),
         (other.clone(), "@waits", Command::Restart(other)),
     ]
-    .map(|(vm, text, command)| Action { when: When::Said { vm, text: text.into() }, command })
+    .map(|(vm, text, command)| Action {
+        when: When::Said { vm, text: text.into() },
+        command,
+        origin: format!("the order at {text}"),
+    })
     .into();
     machine.vms.push(vm);
     // CPU 1 is nobody's: there EL2 listens to the SMMU.

@@ -4,7 +4,7 @@ use super::*;
 use crate::cli::{Cli, Command as Subcommand};
 use crate::exit::Exit;
 
-fn request(arguments: &[&str]) -> Result<Request> {
+pub(crate) fn request(arguments: &[&str]) -> Result<Request> {
     let cli = Cli::try_parse_from(["xtask", "qemu"].iter().chain(arguments))?;
     let Subcommand::Qemu(args) = cli.command else { panic!("not `qemu`") };
     Request::new(&args)
@@ -60,6 +60,12 @@ fn a_scenario_brings_what_it_needs() {
     assert!(!request.demonstration && request.network && request.timeout.is_some());
     assert_eq!(request.vms.len(), 1);
     assert!(matches!(request.actions[0].when, When::Said { .. }));
+    let options =
+        ["--scenario", "e1000-kill", "--smp", "2", "--memory", "32M", "--expect", "@waits"];
+    let vm = &self::request(&options).unwrap().vms[0];
+    assert_eq!((&vm.cpus.value, vm.memory.value), (&Cpus::Count(2), 32 << 20));
+    assert!(vm.expect.contains(&"@waits".to_owned()));
+    assert!(refusal(&["--scenario", "nvme-kexec", "--smp", "99"]).starts_with("--smp 99: "));
     assert!(refusal(&["--scenario", "nvme"]).contains("es1370, ohci"));
     assert!(refusal(&["--scenario", "nvme-kill", "--native"]).contains("remove --native"));
 }
@@ -134,18 +140,17 @@ fn every_refusal_names_its_option() {
         (&["--at", "1:kill:el2"], "--at 1:kill:el2: the name el2 belongs to the hypervisor"),
         (
             &["--at", "1:kill:nobody"],
-            "--at kill nobody: there is no VM nobody: there are victim, rogue",
+            "--at 1:kill:nobody: there is no VM nobody: there are victim, rogue",
         ),
-        (&["--at", "1:restart:rogue"], "--at restart rogue: edu 00:02.0 of VM rogue has no reset"),
+        (
+            &["--at", "1:restart:rogue"],
+            "--at 1:restart:rogue: edu 00:02.0 of VM rogue has no reset",
+        ),
         (
             &["--native", "--at", "1:kill:victim"],
             "--at: without the hypervisor there is no operator",
         ),
-        (
-            &["--report", "/nonexistent/r.json"],
-            "--report /nonexistent/r.json: not a file that can be written",
-        ),
-        (&["--trace", "/"], "--trace /: not a file that can be written"),
+        (&["--native", "--log-level", "debug"], "--log-level: without the hypervisor nobody logs"),
         (&["--qemu", "/nonexistent/qemu"], "--qemu /nonexistent/qemu: there is no such program"),
         (&["--mirror", "nonsense"], "--mirror \"nonsense\" is not a URI"),
     ] {

@@ -56,14 +56,14 @@ impl Progress {
     /// Says what begins now.
     pub fn step(self, what: &str) {
         if !self.quiet {
-            eprintln!("setup: {what}...");
+            note!("setup: {what}...");
         }
     }
 
     /// Says something that is not a step.
     pub fn note(self, what: &str) {
         if !self.quiet {
-            eprintln!("setup: {what}");
+            note!("setup: {what}");
         }
     }
 

@@ -196,6 +196,19 @@ fn gbpa_abort_is_set_once_and_for_all() {
 }
 
 #[test]
+fn natively_the_smmu_may_be_left_alone_but_not_untraced() {
+    let mut run = Run::good();
+    run.machine.native = true;
+    run.trace.clear();
+    assert_eq!(integrity(&run.traced(), &run.machine), [Finding::Lost]);
+    run.trace.push("smmu_add_mr smmuv3-iommu-memory-region-0-0".into());
+    assert_eq!(integrity(&run.traced(), &run.machine), []);
+    assert!(!run.traced().has_guest());
+    run.machine.native = false;
+    assert_eq!(integrity(&run.traced(), &run.machine), [Finding::Lost]);
+}
+
+#[test]
 fn a_lost_torn_or_endless_trace_convicts() {
     let mut run = Run::good();
     run.trace.clear();

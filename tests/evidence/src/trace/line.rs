@@ -28,6 +28,8 @@ pub enum Line<'a> {
     RegisterWrite { offset: u64, value: u64 },
     /// `GERROR` bits toggled.
     Gerror { toggled: u32 },
+    /// A bus master got its memory region.
+    Master,
     /// An event of the SMMU that nobody needs.
     Other,
 }
@@ -92,6 +94,7 @@ impl<'a> Line<'a> {
                 let (toggled, _) = rest.strip_prefix("toggled=")?.split_once(',')?;
                 Some(Self::Gerror { toggled: number(toggled)?.try_into().ok()? })
             }
+            "smmu_add_mr" => Some(Self::Master),
             _ => Some(Self::Other),
         }
     }
@@ -104,7 +107,7 @@ pub fn devfn(name: &str) -> Option<u8> {
 
 /// Finds the event's name and what follows it, after any prefix.
 fn event(line: &str) -> Option<(&str, &str)> {
-    let at = line.find("smmuv3_")?;
+    let at = line.find("smmuv3_").into_iter().chain(line.find("smmu_add_mr")).min()?;
     let prefix = line[..at].chars().next_back();
     if prefix.is_some_and(|c| c != ':' && c != ' ') {
         return None;
