@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 use crate::setup::Qemu;
 
@@ -81,20 +81,16 @@ impl Catalog {
     /// If it cannot be run or does not answer.
     pub fn ask(qemu: &Qemu) -> Result<Self> {
         let answer = |arguments: &[&str]| -> Result<String> {
-            let output = qemu
-                .command()
-                .args(arguments)
-                .output()
-                .with_context(|| format!("running {}", qemu.program.display()))?;
-            if !output.status.success() {
+            let answer = qemu.answer(arguments).map_err(|why| anyhow!("{why}"))?;
+            if !answer.success {
                 bail!(
                     "{} {}: {}",
                     qemu.program.display(),
                     arguments.join(" "),
-                    String::from_utf8_lossy(&output.stderr).trim()
+                    answer.errors.lines().next().unwrap_or("it gave no reason")
                 );
             }
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+            Ok(answer.output)
         };
         Ok(Self::Asked {
             devices: parse_devices(&answer(&["-machine", "virt", "-device", "help"])?),

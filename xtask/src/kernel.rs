@@ -306,8 +306,18 @@ fn foreign(file: &[u8]) -> Option<(&'static str, &'static str)> {
     {
         return Some((what, instead));
     }
-    if file.get(0x202..0x206) == Some(b"HdrS") {
-        return Some(("an x86 kernel", TO_IMAGE));
+    let inside: [(usize, &[u8], &str); 3] = [
+        (0x202, b"HdrS", "an x86 kernel"),
+        // Documentation/arch/riscv/boot-image-header.rst
+        (0x38, b"RSC\x05", "a RISC-V kernel"),
+        // arch/arm/boot/compressed/head.S
+        (0x24, b"\x18\x28\x6f\x01", "a 32-bit Arm zImage"),
+    ];
+    let found = |(at, magic, _): &(usize, &[u8], _)| {
+        file.get(*at..).is_some_and(|rest| rest.starts_with(magic))
+    };
+    if let Some((.., what)) = inside.into_iter().find(found) {
+        return Some((what, TO_IMAGE));
     }
     // `MZ` alone is also a valid arm64 instruction, so the PE header has to be there as well.
     let pe =
@@ -438,6 +448,15 @@ mod tests {
     fn what_is_no_kernel_is_recognised() {
         for (start, what) in [(&b"\x7fELF"[..], "an ELF file"), (b"070701", "a cpio archive")] {
             let refused = Kernel::parse(&[start, &[0; 64]].concat()).unwrap_err();
+            assert!(refused.to_string().contains(what), "{refused}");
+        }
+        for (at, magic, what) in [
+            (0x38, &b"RSC\x05"[..], "a RISC-V kernel"),
+            (0x24, &0x016f_2818_u32.to_le_bytes(), "a 32-bit Arm zImage"),
+        ] {
+            let mut file = vec![0; 4096];
+            file[at..at + 4].copy_from_slice(magic);
+            let refused = Kernel::parse(&file).unwrap_err();
             assert!(refused.to_string().contains(what), "{refused}");
         }
     }

@@ -22,13 +22,16 @@ const DISK_SLOT: u8 = 3;
 pub struct Plan {
     /// The VMs, guest 0 first.
     pub vms: Vec<Owner>,
-    /// Every PCI device.
+    /// Every PCI device: xtask's own, then the user's in their order.
     pub devices: Vec<Placed>,
-    /// Devices that plug in elsewhere: in what a PCI device provides.
-    pub others: Vec<DeviceArg>,
+    /// The user's devices that plug in elsewhere, each with how many of `devices` are before it.
+    pub others: Vec<Other>,
     /// How many CPUs the machine has.
     pub cpus: u32,
 }
+
+/// A device that does not plug into PCI, after so many that do.
+pub type Other = (usize, DeviceArg);
 
 /// A VM and what it owns.
 #[derive(Clone, Debug)]
@@ -170,13 +173,13 @@ fn share_cpus(vms: &[Vm]) -> Result<Vec<Vec<u32>>> {
     Ok(shares)
 }
 
-/// Lists the devices to place; those that do not plug into PCI come second. The last part says whether the bus of
+/// Lists the devices to place; those that do not plug into PCI come second, with how many of the first are before them. The last part says whether the bus of
 /// every device is known.
 fn wanted(
     vms: &[Vm],
     devices: &[UserDevice],
     catalog: &Catalog,
-) -> Result<(Vec<Wanted>, Vec<DeviceArg>, bool)> {
+) -> Result<(Vec<Wanted>, Vec<Other>, bool)> {
     let (mut theirs, mut others, mut all_known) = (Vec::new(), Vec::new(), true);
     for UserDevice { device, origin } in devices {
         let refuse = |error: String| bad_input(format!("{origin}: {error}"));
@@ -197,10 +200,13 @@ fn wanted(
             theirs.push(Wanted { device, origin: origin.clone(), preferred: None, owner: None });
         } else {
             all_known &= plug.is_some();
-            others.push(device.clone());
+            others.push((theirs.len(), device.clone()));
         }
     }
     let mut wanted = own_devices(vms, &theirs);
+    for (before, _) in &mut others {
+        *before += wanted.len();
+    }
     wanted.append(&mut theirs);
     Ok((wanted, others, all_known))
 }

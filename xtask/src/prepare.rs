@@ -62,8 +62,14 @@ struct Loaded {
 ///
 /// A missing prerequisite, bad input that only QEMU could tell, or an image that does not build.
 pub fn prepare(request: &Request) -> Result<Prepared> {
-    let qemu = setup::ensure_qemu(&request.setup, request.qemu.as_deref())?;
-    let catalog = Catalog::ask(&qemu)?;
+    let (qemu, catalog) = match &request.qemu {
+        Some(program) => named_qemu(program)?,
+        None => {
+            let qemu = setup::ensure_qemu(&request.setup)?;
+            let catalog = Catalog::ask(&qemu)?;
+            (qemu, catalog)
+        }
+    };
     let (version, stages) = smmu(request.version, request.stages, qemu.version)?;
     if request.stages.is_none() && (qemu.version.0, qemu.version.1) < NESTED_QEMU {
         note!("The SMMU of QEMU {} has one stage: this run has stage 2 only.", qemu.version);
@@ -146,6 +152,20 @@ pub fn prepare(request: &Request) -> Result<Prepared> {
         smmu_text: hypervisor.map(|image| image.smmu_text),
         folder,
     })
+}
+
+/// The QEMU that the user names, and what it has.
+fn named_qemu(program: &Path) -> Result<(Qemu, Catalog)> {
+    let refuse = |why: String| {
+        bad_input(format!(
+            "--qemu {}: {why}: name a qemu-system-aarch64 of release {} or later",
+            program.display(),
+            setup::OLDEST_QEMU
+        ))
+    };
+    let qemu = setup::named_qemu(program).map_err(refuse)?;
+    let catalog = Catalog::ask(&qemu).map_err(|error| refuse(format!("{error:#}")))?;
+    Ok((qemu, catalog))
 }
 
 /// The machine version to ask QEMU `release` for, if not its newest, and the SMMU's stages where they are a choice; `None`
@@ -286,15 +306,21 @@ fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
 
 /// The devices in the order of QEMU's command line.
 fn devices(plan: &Plan, disks: &[linux::Disk], qemu: Version) -> Vec<DeviceArg> {
-    let on_pci = plan.devices.iter().map(|placed| {
+    let mut others = plan.others.iter().peekable();
+    let mut devices = Vec::new();
+    for (index, placed) in plan.devices.iter().enumerate() {
+        while let Some((_, other)) = others.next_if(|(before, _)| *before <= index) {
+            devices.push(other.clone());
+        }
         let mut device = placed.device.clone();
         let disk = disks.iter().find(|disk| device.get("drive") == Some(&disk.bus.node(disk.vm)));
         if let Some(disk) = disk {
             finish_disk(&mut device, disk, qemu);
         }
-        device
-    });
-    on_pci.chain(plan.others.iter().cloned()).collect()
+        devices.push(device);
+    }
+    devices.extend(others.map(|(_, other)| other.clone()));
+    devices
 }
 
 /// Gives a disk's device the serial number that its guest knows it by, and an NVMe no shadow doorbells.
@@ -394,6 +420,8 @@ fn may_be_cut_off(request: &Request, name: &str, index: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::Plug;
+    use crate::vm::{Said, Vm};
 
     const OLD: Version = Version(8, 2, 2);
 
@@ -403,6 +431,24 @@ mod tests {
         assert_eq!(smmu(None, Some(Stages::Two), OLD).unwrap(), (None, Some(Stages::Two)));
         let refused = smmu(None, Some(Stages::Nested), OLD).unwrap_err().to_string();
         assert!(refused.contains("QEMU 8.2.2 has one stage: use --smmu-stage 2"), "{refused}");
+    }
+
+    #[test]
+    fn the_users_devices_stay_in_their_order() {
+        let arguments = ["edu", "nvme-subsys,id=s", "nvme,subsys=s,id=n", "nvme-ns,bus=n"];
+        let given = arguments
+            .map(|text| plan::UserDevice { device: text.parse().unwrap(), origin: text.into() });
+        let plugs = [("edu", Plug::Pci), ("nvme", Plug::Pci)];
+        let elsewhere = ["nvme-subsys", "nvme-ns"].map(|name| (name, Plug::Elsewhere));
+        let names = plugs.into_iter().chain(elsewhere).map(|(name, plug)| (name.into(), plug));
+        let catalog =
+            Catalog::Asked { devices: names.collect(), cpus: [].into(), machines: [].into() };
+        let name = Said::new(platform::name::parse("a").unwrap(), "a");
+        let content = Content::BuiltIn { role: ROGUE.into(), append: String::new() };
+        let plan = plan::plan(vec![Vm::new(name, content)], &given, &catalog).unwrap();
+        let devices = devices(&plan, &[], Version(10, 0, 2));
+        let drivers: Vec<&str> = devices.iter().map(|device| &*device.driver).collect();
+        assert_eq!(drivers, ["edu", "edu", "nvme-subsys", "nvme", "nvme-ns"]);
     }
 
     #[test]

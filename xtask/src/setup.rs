@@ -21,7 +21,7 @@ mod sources;
 mod system;
 
 pub use debian::{Flavor, Kernel};
-pub use qemu::{Qemu, Version};
+pub use qemu::{OLDEST as OLDEST_QEMU, Qemu, Version};
 pub use rust::Target;
 
 use cache::Cache;
@@ -150,7 +150,7 @@ pub fn check(needs: &Needs, options: &Options) -> Vec<Item> {
         items.push(item(&format!("Rust target {}", rust::TRIPLE), found));
     }
     if needs.qemu {
-        let found = cache.as_ref().and_then(qemu::present);
+        let found = qemu::present(cache.as_ref());
         let found =
             found.map(|qemu| (qemu.program.display().to_string(), qemu.version.to_string()));
         items.push(item(&format!("{} >= {}", qemu::PROGRAM, qemu::WANTED), found));
@@ -173,7 +173,7 @@ pub fn ensure(needs: &Needs, options: &Options) -> Result<(), Missing> {
         ensure_rust_target(options)?;
     }
     if needs.qemu {
-        ensure_qemu(options, None)?;
+        ensure_qemu(options)?;
     }
     for &flavor in needs.linux {
         ensure_linux(options, flavor)?;
@@ -184,10 +184,14 @@ pub fn ensure(needs: &Needs, options: &Options) -> Result<(), Missing> {
     Ok(())
 }
 
-/// Finds `explicit` (at least 8.1), a QEMU of at least 9.1 on the search path, or one in the cache, which is fetched
-/// if need be.
-pub fn ensure_qemu(options: &Options, explicit: Option<&Path>) -> Result<Qemu, Missing> {
-    qemu::ensure(options, explicit)
+/// Finds a QEMU of at least 9.1 on the search path, or one in the cache, which is fetched if need be.
+pub fn ensure_qemu(options: &Options) -> Result<Qemu, Missing> {
+    qemu::ensure(options)
+}
+
+/// The QEMU that `program` is, of at least 8.1; the error says why it is none.
+pub fn named_qemu(program: &Path) -> Result<Qemu, String> {
+    qemu::named(program)
 }
 
 /// Finds the Rust target of the bare-metal images, adding it or the compiler's sources through rustup if need be.

@@ -1,6 +1,6 @@
 //! Progress on standard error, for work that a user would otherwise wonder about.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -75,28 +75,52 @@ impl Progress {
         command: &mut Command,
         stdin: Stdio,
         status: impl Fn() -> String,
-    ) -> std::io::Result<Outcome> {
-        let mut child =
-            command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let output = drain(child.stdout.take());
-        let errors = drain(child.stderr.take());
+    ) -> io::Result<Outcome> {
         let mut last = Instant::now();
-        let success = loop {
-            if let Some(code) = child.try_wait()? {
-                break code.success();
-            }
+        finish(command.stdin(stdin), || {
             if last.elapsed() >= INTERVAL {
                 last = Instant::now();
                 self.note(&format!("  {}", status()));
             }
-            std::thread::sleep(Duration::from_millis(20));
-        };
-        Ok(Outcome {
-            success,
-            output: output.join().unwrap_or_default(),
-            errors: errors.join().unwrap_or_default(),
+            Ok(())
         })
     }
+}
+
+/// Runs a command that has to end within `patience`; it gets no input. The error is that it could not be started or did not
+/// end.
+pub fn answer(command: &mut Command, patience: Duration) -> io::Result<Outcome> {
+    let started = Instant::now();
+    finish(command.stdin(Stdio::null()), || match started.elapsed() > patience {
+        true => {
+            let why = format!("no answer within {} s", patience.as_secs());
+            Err(io::Error::new(io::ErrorKind::TimedOut, why))
+        }
+        false => Ok(()),
+    })
+}
+
+/// Runs a command to its end, or until `go_on` refuses.
+fn finish(command: &mut Command, mut go_on: impl FnMut() -> io::Result<()>) -> io::Result<Outcome> {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let output = drain(child.stdout.take());
+    let errors = drain(child.stderr.take());
+    let success = loop {
+        if let Some(code) = child.try_wait()? {
+            break code.success();
+        }
+        if let Err(error) = go_on() {
+            // It may have ended just now. Whoever has its pipes besides may go on.
+            let _ = child.kill().and_then(|()| child.wait());
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    Ok(Outcome {
+        success,
+        output: output.join().unwrap_or_default(),
+        errors: errors.join().unwrap_or_default(),
+    })
 }
 
 /// Reads a pipe to its end beside the waiting thread, so that a child never blocks on a full pipe.
@@ -129,6 +153,15 @@ mod tests {
         assert_eq!(outcome(text).reason(), "The repository is not signed.");
         assert_eq!(outcome("first\nlast\n\n").reason(), "last");
         assert_eq!(outcome("").reason(), "Reading package lists...");
+    }
+
+    #[test]
+    fn a_command_that_does_not_answer_is_given_up() {
+        let mut command = Command::new("sleep");
+        let error = answer(command.arg("600"), Duration::from_millis(1)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let outcome = answer(Command::new("echo").arg("x"), Duration::from_secs(600)).unwrap();
+        assert_eq!((outcome.success, &*outcome.output), (true, "x\n"));
     }
 
     #[test]

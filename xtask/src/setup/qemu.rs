@@ -5,9 +5,11 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use super::apt::Apt;
 use super::cache::{Cache, Entry, Lock};
+use super::progress::{self, Outcome};
 use super::system::System;
 use super::{Missing, Options, Wanted};
 
@@ -22,6 +24,9 @@ const MISSING: Wanted = Wanted {
     what: "QEMU >= 9.1 (qemu-system-aarch64)",
     how: "give a QEMU of your own with --qemu BIN, put one on PATH, or on Debian name another mirror with --mirror URL",
 };
+
+/// How long a QEMU may think about what it is, on the slowest of machines.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What is fetched: the program, and ROMs for the network cards that have one.
 const PACKAGES: [&str; 2] = ["qemu-system-arm", "ipxe-qemu"];
@@ -80,6 +85,13 @@ impl Qemu {
         command
     }
 
+    /// What it says to these arguments; the error is that it does not run, or does not answer.
+    pub fn answer(&self, arguments: &[&str]) -> Result<Outcome, String> {
+        progress::answer(self.command().args(arguments), PATIENCE).map_err(|error| {
+            format!("{} {} does not run: {error}", self.program.display(), arguments.join(" "))
+        })
+    }
+
     /// Asks `program` for its release.
     fn ask(
         program: &Path,
@@ -88,16 +100,10 @@ impl Qemu {
     ) -> Result<Self, String> {
         let mut qemu =
             Self { program: program.into(), environment, data, version: Version(0, 0, 0) };
-        let output = qemu
-            .command()
-            .arg("--version")
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|error| format!("{} does not run: {error}", program.display()))?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        qemu.version = Version::parse(&text).ok_or_else(|| {
-            let errors = String::from_utf8_lossy(&output.stderr);
-            let first = errors.lines().chain(text.lines()).next().unwrap_or("nothing").to_owned();
+        let answer = qemu.answer(&["--version"])?;
+        qemu.version = Version::parse(&answer.output).ok_or_else(|| {
+            let mut lines = answer.errors.lines().chain(answer.output.lines());
+            let first = lines.next().unwrap_or("nothing");
             format!("{} --version printed {first:?} instead of a QEMU version", program.display())
         })?;
         Ok(qemu)
@@ -105,12 +111,12 @@ impl Qemu {
 }
 
 /// See [`super::ensure_qemu`].
-pub fn ensure(options: &Options, explicit: Option<&Path>) -> Result<Qemu, Missing> {
-    if let Some(program) = explicit {
-        return named(program);
+pub fn ensure(options: &Options) -> Result<Qemu, Missing> {
+    if let Some(qemu) = installed() {
+        return Ok(qemu);
     }
     let cache = Cache::open(options)?;
-    if let Some(qemu) = present(&cache) {
+    if let Some(qemu) = cached(&cache) {
         return Ok(qemu);
     }
     let lock = cache.lock()?;
@@ -128,27 +134,29 @@ pub fn ensure(options: &Options, explicit: Option<&Path>) -> Result<Qemu, Missin
     open(&entry).map_err(|why| MISSING.missing(why))
 }
 
-/// The QEMU that the user names.
-fn named(program: &Path) -> Result<Qemu, Missing> {
-    let qemu = Qemu::ask(program, Vec::new(), Vec::new()).map_err(|why| MISSING.missing(why))?;
+/// See [`super::named_qemu`].
+pub fn named(program: &Path) -> Result<Qemu, String> {
+    let qemu = Qemu::ask(program, Vec::new(), Vec::new())?;
     if qemu.version < OLDEST {
-        let why = format!(
+        return Err(format!(
             "{} is {}, older than {OLDEST}: its SMMU has no stage 2",
             program.display(),
             qemu.version
-        );
-        return Err(MISSING.missing(why));
+        ));
     }
     Ok(qemu)
 }
 
 /// The QEMU that is there already, on the search path or in the cache.
-pub fn present(cache: &Cache) -> Option<Qemu> {
-    Qemu::ask(Path::new(PROGRAM), Vec::new(), Vec::new())
-        .ok()
-        .filter(|qemu| qemu.version >= WANTED)
-        .map(|qemu| Qemu { program: on_path(PROGRAM).unwrap_or(qemu.program), ..qemu })
-        .or_else(|| cached(cache))
+pub fn present(cache: Option<&Cache>) -> Option<Qemu> {
+    installed().or_else(|| cached(cache?))
+}
+
+/// The QEMU on the search path, if it is new enough.
+fn installed() -> Option<Qemu> {
+    let qemu = Qemu::ask(Path::new(PROGRAM), Vec::new(), Vec::new()).ok()?;
+    let program = on_path(PROGRAM).unwrap_or_else(|| qemu.program.clone());
+    (qemu.version >= WANTED).then_some(Qemu { program, ..qemu })
 }
 
 fn cached(cache: &Cache) -> Option<Qemu> {
@@ -344,12 +352,10 @@ mod tests {
         let good = program(folder.path(), "QEMU emulator version 8.1.0");
         assert_eq!(named(&good).unwrap().version, Version(8, 1, 0));
         let old = program(folder.path(), "QEMU emulator version 8.0.5");
-        assert!(named(&old).unwrap_err().why.contains("8.0.5"));
+        assert!(named(&old).unwrap_err().contains("8.0.5"));
         let other = program(folder.path(), "GNU bash");
-        assert!(named(&other).unwrap_err().why.contains("GNU bash"));
-        assert!(
-            named(Path::new("/nonexistent/qemu")).unwrap_err().why.contains("/nonexistent/qemu")
-        );
+        assert!(named(&other).unwrap_err().contains("GNU bash"));
+        assert!(named(Path::new("/nonexistent/qemu")).unwrap_err().contains("/nonexistent/qemu"));
     }
 
     #[test]
