@@ -61,7 +61,7 @@ impl Payload {
 ///
 /// If a VM does not hold together; what can be wrong in a user's input was refused before.
 pub fn write(vms: &[Owner], payloads: &[Payload], nested: bool) -> Result<Vec<u8>> {
-    let stage1 = |owner: &Owner| match (owner.vm.smmu.stage1, nested) {
+    let stage1 = |owner: &Owner| match (owner.vm.smmu.stage1.value, nested) {
         (Stage1::Default, true) => Stage1::Nested,
         (Stage1::Default, false) => Stage1::None,
         (asked, _) => asked,
@@ -159,7 +159,7 @@ mod tests {
             (Stage1::Nested, false, Stage1::Nested),
         ] {
             let mut owner = owner(16 << 20);
-            owner.vm.smmu.stage1 = asked;
+            owner.vm.smmu.stage1.value = asked;
             let bytes = write(&[owner], &[payload(None)], nested).unwrap();
             let bundle = Bundle::parse(&bytes).unwrap();
             let vm = &bundle.vms()[0];

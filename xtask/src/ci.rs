@@ -3,9 +3,10 @@
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 
 use crate::coverage;
+use crate::exit::Exit;
 use crate::fuzz;
 use crate::image::{self, Package};
 use crate::setup::{self, Missing, Target};
@@ -55,17 +56,19 @@ pub fn run(options: &setup::Options) -> Result<Tally> {
     steps.step("Miri", miri);
     steps.tally.add(tests);
     say!("");
-    for (name, passed, seconds) in &steps.results {
-        say!("{:6} {name} ({seconds} s)", if *passed { "ok" } else { "FAILED" });
+    for (name, result, seconds) in &steps.results {
+        say!("{result:7} {name} ({seconds} s)");
     }
-    say!("{:6} tests: {tests}", if tests.failed == 0 { "ok" } else { "FAILED" });
-    Ok(steps.tally)
+    say!("{:7} tests: {tests}", if tests.failed == 0 { "ok" } else { "FAILED" });
+    steps.finish()
 }
 
 #[derive(Default)]
 struct Steps {
     tally: Tally,
-    results: Vec<(&'static str, bool, u64)>,
+    results: Vec<(&'static str, &'static str, u64)>,
+    /// The first prerequisite that a step did not find.
+    missing: Option<Error>,
 }
 
 impl Steps {
@@ -76,12 +79,32 @@ impl Steps {
     fn step(&mut self, name: &'static str, step: impl FnOnce() -> Result<bool>) {
         say!("\n== {name}");
         let started = Instant::now();
-        let passed = step().unwrap_or_else(|error| {
-            note!("error: {error:#}");
-            false
-        });
-        self.tally.add(Tally { passed: passed.into(), failed: (!passed).into() });
-        self.results.push((name, passed, started.elapsed().as_secs()));
+        let result = match step() {
+            Ok(true) => "ok",
+            Ok(false) => "FAILED",
+            Err(error) => {
+                note!("error: {error:#}");
+                let missing = Exit::of(&error) == Exit::Missing;
+                if missing {
+                    self.missing.get_or_insert(error);
+                }
+                if missing { "MISSING" } else { "FAILED" }
+            }
+        };
+        self.tally.passed += u64::from(result == "ok");
+        self.tally.failed += u64::from(result == "FAILED");
+        self.results.push((name, result, started.elapsed().as_secs()));
+    }
+
+    /// What failed counts for more than what was missing.
+    fn finish(self) -> Result<Tally> {
+        match self.missing {
+            Some(missing) if self.tally.failed == 0 => {
+                say!("{}", self.tally);
+                Err(missing)
+            }
+            _ => Ok(self.tally),
+        }
     }
 }
 
@@ -173,4 +196,23 @@ fn is_cargos(name: &std::ffi::OsStr) -> bool {
         || name == "RUSTUP_TOOLCHAIN"
         || (name.starts_with("CARGO_") && name != "CARGO_HOME")
         || name == "RUSTC"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_has_its_own_exit_code_unless_something_failed() {
+        let missing = || Missing { what: "Miri".into(), why: "no".into(), how: "add it".into() };
+        let mut steps = Steps::default();
+        steps.step("fine", || Ok(true));
+        steps.step("Miri", || Err(missing().into()));
+        assert_eq!(steps.tally, Tally { passed: 1, failed: 0 });
+        assert_eq!(Exit::of(&steps.finish().unwrap_err()), Exit::Missing);
+        let mut steps = Steps::default();
+        steps.step("Miri", || Err(missing().into()));
+        steps.step("wrong", || Ok(false));
+        assert_eq!(steps.finish().unwrap(), Tally { passed: 0, failed: 1 });
+    }
 }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use platform::pcie::Pin;
+
 /// One `-device` argument: a driver and its properties, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceArg {
@@ -154,20 +156,28 @@ impl DeviceArg {
             .ok_or_else(|| DeviceError::Address(text.to_owned()))
     }
 
-    /// Whether its function has an interrupt pin; every QEMU device that has one uses pin A.
-    pub fn has_pin(&self) -> bool {
-        const WITHOUT: [&str; 9] = [
+    /// Its function's interrupt pin in QEMU: A, but for some USB controllers, and for what never interrupts.
+    pub fn pin(&self) -> Option<Pin> {
+        const WITHOUT: [&str; 11] = [
             "VGA",
             "bochs-display",
             "cirrus-vga",
+            "i6300esb",
             "iommu-testdev",
             "ivshmem-plain",
             "pci-testdev",
             "pvpanic-pci",
+            "rocker",
             "secondary-vga",
             "virtio-iommu-pci",
         ];
-        !WITHOUT.contains(&self.driver.as_str())
+        match self.driver.as_str() {
+            "ich9-usb-uhci2" | "ich9-usb-uhci5" => Some(Pin::B),
+            "ich9-usb-uhci3" | "ich9-usb-uhci6" => Some(Pin::C),
+            "ich9-usb-ehci1" | "ich9-usb-ehci2" | "piix3-usb-uhci" | "piix4-usb-uhci"
+            | "usb-ehci" => Some(Pin::D),
+            driver => (!WITHOUT.contains(&driver)).then_some(Pin::A),
+        }
     }
 
     /// Whether it is known to have no reset of its own. Others may have none either: EL2 looks at the real

@@ -43,10 +43,10 @@ struct Raw {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct RawSmmu {
-    stage1: Stage1,
+    stage1: Option<Spanned<Stage1>>,
     dma_at_boot: DmaAtBoot,
-    on_crash_kexec: OnCrashKexec,
-    reopen: Reopen,
+    on_crash_kexec: Option<Spanned<OnCrashKexec>>,
+    reopen: Option<Spanned<Reopen>>,
 }
 
 #[derive(Deserialize)]
@@ -180,10 +180,14 @@ impl Source<'_> {
         if let Some(on_exit) = raw.on_exit {
             vm.on_exit = Said::new(*on_exit.get_ref(), self.origin(&on_exit.span()));
         }
-        vm.smmu.stage1 = raw.smmu.stage1;
+        self.check_smmu(&raw.smmu)?;
+        if let Some(stage1) = raw.smmu.stage1 {
+            vm.smmu.stage1 = Said::new(*stage1.get_ref(), self.origin(&stage1.span()));
+        }
         vm.smmu.dma_at_boot = raw.smmu.dma_at_boot;
-        vm.smmu.on_crash_kexec = raw.smmu.on_crash_kexec;
-        vm.smmu.reopen = raw.smmu.reopen;
+        vm.smmu.on_crash_kexec =
+            raw.smmu.on_crash_kexec.map_or_else(Default::default, Spanned::into_inner);
+        vm.smmu.reopen = raw.smmu.reopen.map_or_else(Default::default, Spanned::into_inner);
         for pci in raw.pci {
             let function = Function { address: *pci.address.get_ref(), reset: pci.reset };
             if let Some(other) =
@@ -257,6 +261,25 @@ impl Source<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A VM that sees no SMMU has no driver of one: nobody opens with it what is closed, and there is no stage 1 to hand on.
+    fn check_smmu(&self, smmu: &RawSmmu) -> Result<()> {
+        if smmu.stage1.as_ref().is_none_or(|stage1| *stage1.get_ref() != Stage1::None) {
+            return Ok(());
+        }
+        if let Some(reopen) = smmu.reopen.as_ref().filter(|it| *it.get_ref() == Reopen::Smmu) {
+            let what = "a VM with stage1 = \"none\" has no driver of an SMMU: say \"device\"";
+            return Err(self.refuse(reopen, what));
+        }
+        let kept = |it: &&Spanned<OnCrashKexec>| *it.get_ref() == OnCrashKexec::Preserve;
+        match smmu.on_crash_kexec.as_ref().filter(kept) {
+            Some(kept) => {
+                let what = "a VM with stage1 = \"none\" has none to preserve: say \"quiesce\" or \"abort\"";
+                Err(self.refuse(kept, what))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Reads a file that the manifest names, relative to the manifest itself.
@@ -363,7 +386,7 @@ mod tests {
     fn a_full_manifest_is_read() {
         let vm = read_text(
             "name = \"linux0\"\ncpus = [2, 3]\nmemory = \"64M\"\nkernel = \"k\"\ninitrd = \"bad.gz\"\n\
-             append = \"quiet\"\nexpect = \"login:\"\non-exit = \"restart\"\n[smmu]\nstage1 = \"none\"\n\
+             append = \"quiet\"\nexpect = \"login:\"\non-exit = \"restart\"\n[smmu]\nstage1 = \"nested\"\n\
              dma-at-boot = \"abort\"\non-crash-kexec = \"preserve\"\nreopen = \"smmu\"\n[[pci]]\n\
              address = \"00:02.0\"\nreset = \"bus-master\"\n[[pci]]\naddress = \"01:00.1\"\n",
         )
@@ -373,7 +396,7 @@ mod tests {
         assert_eq!(vm.memory.value, 64 << 20);
         assert_eq!(vm.expect, ["login:"]);
         assert_eq!(vm.on_exit.value, OnExit::Restart);
-        assert_eq!((vm.smmu.stage1, vm.smmu.dma_at_boot), (Stage1::None, DmaAtBoot::Abort));
+        assert_eq!((vm.smmu.stage1.value, vm.smmu.dma_at_boot), (Stage1::Nested, DmaAtBoot::Abort));
         assert_eq!(
             (vm.smmu.on_crash_kexec, vm.smmu.reopen),
             (OnCrashKexec::Preserve, Reopen::Smmu)
@@ -393,7 +416,10 @@ mod tests {
         let vm = read_text("name = \"v\"\nbuiltin = \"victim\"\n").unwrap();
         assert_eq!((vm.cpus.value, vm.memory.value), (Cpus::Count(2), 512 << 20));
         assert_eq!(vm.on_exit.value, OnExit::AsAsked);
-        assert_eq!(vm.smmu, Default::default());
+        assert_eq!(
+            (vm.smmu.stage1.value, vm.smmu.dma_at_boot, vm.smmu.on_crash_kexec, vm.smmu.reopen),
+            Default::default()
+        );
         assert!(
             matches!(vm.content, Content::BuiltIn { role, append } if role == VICTIM && append.is_empty())
         );
@@ -459,6 +485,14 @@ mod tests {
             (
                 &format!("{good}[smmu]\nreopen = \"never\""),
                 "4: smmu.reopen: expected \"device\" or \"smmu\"",
+            ),
+            (
+                &format!("{good}[smmu]\nstage1 = \"none\"\nreopen = \"smmu\""),
+                "5: smmu.reopen: a VM with stage1 = \"none\" has no driver of an SMMU",
+            ),
+            (
+                &format!("{good}[smmu]\non-crash-kexec = \"preserve\"\nstage1 = \"none\""),
+                "4: smmu.on-crash-kexec: a VM with stage1 = \"none\" has none to preserve",
             ),
             (&format!("{good}[[pci]]\nreset = \"auto\""), "3: pci[0].address: the key is missing"),
             (&format!("{good}[[pci]]\naddress = \"0:2\""), "4: pci[0].address: not a PCI address"),

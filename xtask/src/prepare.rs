@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use platform::bundle::Stage1;
 use smmu::addr::StreamId;
 
 use crate::builtin;
@@ -77,7 +76,7 @@ pub fn prepare(request: &Request) -> Result<Prepared> {
     check_choices(request, &catalog)?;
     let nested = matches!(stages, None | Some(Stages::Nested));
     let plan = plan::plan(request.vms.clone(), &request.devices, &catalog)?;
-    check_stage1(&plan, nested || request.native)?;
+    request.check_stage1(nested)?;
     let folder = Scratch::new()?;
     let target = setup::ensure_rust_target(&request.setup)?;
 
@@ -190,19 +189,6 @@ fn smmu(
         Some(stages) => Ok((version, Some(stages))),
         None if both => Ok((version, Some(Stages::Nested))),
         None => Ok((version, Some(Stages::Two))),
-    }
-}
-
-/// Refuses a VM that insists on a stage 1 where the SMMU cannot nest.
-fn check_stage1(plan: &Plan, nested: bool) -> Result<()> {
-    let insists = |owner: &&plan::Owner| owner.vm.smmu.stage1 == Stage1::Nested;
-    match plan.vms.iter().find(insists).filter(|_| !nested) {
-        None => Ok(()),
-        Some(owner) => Err(bad_input(format!(
-            "{}: VM {} has stage1 = \"nested\", but this machine's SMMU has one stage: leave it out, or use an SMMU \
-             with both",
-            owner.vm.name.origin, owner.vm.name.value
-        ))),
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use platform::bundle::MAX_CPUS;
+use platform::bundle::{MAX_CPUS, Stage1};
 use platform::operator::Command;
 use platform::report::Name;
 
@@ -179,6 +179,8 @@ impl Request {
             override_first(first, args)?;
         }
         request.check_its()?;
+        request.check_cpu()?;
+        request.check_stage1(!matches!(request.stages, Some(Stages::One | Stages::Two)))?;
         request.check_kernels()?;
         request.check_qemu()?;
         request.check_plan()?;
@@ -216,6 +218,34 @@ impl Request {
             if matches!(action.command, Command::Restart(_)) {
                 plan.check_restart(index, origin)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Refuses a VM that insists on a stage 1 if the SMMU cannot nest.
+    ///
+    /// # Errors
+    ///
+    /// Bad input, with the manifest's line.
+    pub fn check_stage1(&self, nested: bool) -> Result<()> {
+        let insists = |vm: &&Vm| vm.smmu.stage1.value == Stage1::Nested;
+        match self.vms.iter().find(insists).filter(|_| !nested && !self.native) {
+            None => Ok(()),
+            Some(vm) => Err(bad_input(format!(
+                "{}: this machine's SMMU has one stage: leave it out, or use an SMMU with both",
+                vm.smmu.stage1.origin
+            ))),
+        }
+    }
+
+    /// EL2, and all that it starts, is 64-bit code.
+    fn check_cpu(&self) -> Result<()> {
+        const OF_32_BIT: [&str; 2] = ["cortex-a15", "cortex-a7"];
+        let model = self.cpu.split(',').next().unwrap_or_default();
+        if OF_32_BIT.contains(&model) {
+            return Err(bad_input(format!(
+                "--cpu {model}: it has no 64-bit state: use {DEFAULT_CPU} or any other that has"
+            )));
         }
         Ok(())
     }
@@ -365,11 +395,17 @@ fn devices(arguments: &[String]) -> Result<Vec<UserDevice>> {
     arguments.iter().map(device).collect()
 }
 
+/// Why there is nothing in front of the kernel.
+const NO_FIRMWARE: &str = "firmware would run in place of the kernel: use --kernel";
+
 fn backends(args: &QemuArgs) -> Result<Vec<(&'static str, String)>> {
     for drive in &args.drives {
         let options = split_options(drive);
         let interface = options.iter().rev().find_map(|option| option.strip_prefix("if="));
-        if !matches!(interface, Some("none" | "pflash")) {
+        if interface == Some("pflash") {
+            return Err(bad_input(format!("--drive {drive}: {NO_FIRMWARE}")));
+        }
+        if interface != Some("none") {
             return Err(bad_input(format!(
                 "--drive {drive}: without if=none QEMU adds a device of its own, whose DMA passes no SMMU: say if=none \
                  and add the device with --device"
@@ -386,7 +422,22 @@ fn backends(args: &QemuArgs) -> Result<Vec<(&'static str, String)>> {
 
 /// Checks the arguments that are passed through: what this program has to know of goes through options of its own.
 fn extra(arguments: &[String]) -> Result<Vec<String>> {
-    const OURS: [(&str, &str); 28] = [
+    const OTHERS: &str = "it adds a device whose owner is not known: use --device";
+    const STAYS: &str = "the run goes on until QEMU ends, and with it";
+    const OURS: [(&str, &str); 41] = [
+        ("audio", "it may add a device whose owner is not known: use -audiodev and --device"),
+        ("bios", NO_FIRMWARE),
+        ("daemonize", STAYS),
+        ("dtb", "EL2 reads the machine's own device tree: change the machine instead"),
+        ("hdb", "it adds a device whose DMA passes no SMMU: use --drive and --device"),
+        ("hdc", "it adds a device whose DMA passes no SMMU: use --drive and --device"),
+        ("hdd", "it adds a device whose DMA passes no SMMU: use --drive and --device"),
+        ("no-shutdown", STAYS),
+        ("pflash", NO_FIRMWARE),
+        ("readconfig", "what is in the file is not checked: give its options"),
+        ("usbdevice", OTHERS),
+        ("vga", OTHERS),
+        ("virtfs", "it adds a device whose owner is not known: use -fsdev and --device"),
         ("append", "use --append"),
         ("blockdev", "use --blockdev"),
         ("cpu", "use --cpu"),
@@ -407,7 +458,7 @@ fn extra(arguments: &[String]) -> Result<Vec<String>> {
         ("net", "it adds a device whose owner is not known: use --netdev and --device"),
         ("nic", "it adds a device whose owner is not known: use --netdev and --device"),
         ("sd", "it adds a device whose DMA passes no SMMU: use --drive and --device"),
-        ("usb", "it adds a device whose owner is not known: use --device"),
+        ("usb", OTHERS),
         ("d", "its messages are part of the SMMU trace, one of the run's witnesses: use --trace"),
         ("D", "it takes the SMMU trace away: use --trace"),
         ("trace", "the SMMU trace is one of the run's witnesses: use --trace"),

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use platform::pcie::{Bdf, Pin};
+use platform::pcie::Bdf;
 
 use crate::device::{DeviceArg, DeviceError};
 
@@ -252,12 +252,13 @@ impl<'a> Board<'a> {
     /// counts as if it sat in the bridge's slot.
     fn line_suits(&self, index: usize, slot: u8) -> bool {
         let mine = self.owner_of(index, slot, 0);
-        !self.wanted[index].device.has_pin()
+        let line =
+            |index: usize, slot| self.wanted[index].device.pin().map(|pin| pin.swizzle(slot));
+        line(index, slot).is_none()
             || self.spots.iter().enumerate().all(|(other, spot)| {
                 spot.is_none_or(|spot| {
                     spot.parent.is_some()
-                        || !self.wanted[other].device.has_pin()
-                        || Pin::A.swizzle(spot.slot) != Pin::A.swizzle(slot)
+                        || line(other, spot.slot) != line(index, slot)
                         || self.owner_of(other, spot.slot, spot.function) == mine
                 })
             })
@@ -271,16 +272,16 @@ impl<'a> Board<'a> {
         let placed = |(index, want): (usize, &Wanted)| {
             let (spot, bdf) = (self.spots[index]?, bdfs[index]?);
             let bridge = bridge(&want.device.driver).is_some();
-            let (mut pin, mut at, mut alias) = (Pin::A, spot, None);
+            let (mut pin, mut at, mut alias) = (want.device.pin(), spot, None);
             while let Some(above) = at.parent {
                 if self::bridge(&self.wanted[above].device.driver) == Some(Bridge::Conventional) {
                     alias = bdfs[above];
                 }
-                pin = pin.swizzle(at.slot);
+                pin = pin.map(|pin| pin.swizzle(at.slot));
                 at = self.spots[above]?;
             }
             let owner = (!bridge).then(|| want.owner.unwrap_or_else(|| (self.owner)(bdf)));
-            let line = (!bridge && want.device.has_pin()).then(|| pin.swizzle(at.slot) as u8 - 1);
+            let line = pin.filter(|_| !bridge).map(|pin| pin.swizzle(at.slot) as u8 - 1);
             let mut device = want.device.clone();
             device.set("addr", &format!("{:x}.{:x}", spot.slot, spot.function));
             let beside = |other: &Spot| (other.parent, other.slot) == (spot.parent, spot.slot);
@@ -398,6 +399,14 @@ mod tests {
         assert_eq!(placed[4].alias.unwrap().to_string(), "01:00.0");
         assert_eq!((placed[0].alias, placed[0].owner), (None, Some(0)));
         assert_eq!((placed[1].owner, placed[1].line), (None, None));
+    }
+
+    #[test]
+    fn a_line_follows_from_slot_and_pin() {
+        let wanted = ["edu,addr=4", "usb-ehci,addr=5", "ich9-usb-uhci2,addr=3", "rocker,addr=4.1"];
+        let placed = place(&wanted.map(want), &|_| 0).unwrap();
+        let lines: Vec<_> = placed.iter().map(|placed| placed.line).collect();
+        assert_eq!(lines, [Some(0), Some(0), Some(0), None]);
     }
 
     #[test]

@@ -107,10 +107,10 @@ pub struct Vm {
 }
 
 /// The `[smmu]` table of a manifest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SmmuPolicy {
     /// Whether the VM sees one.
-    pub stage1: Stage1,
+    pub stage1: Said<Stage1>,
     /// What its streams may do before the driver claims them.
     pub dma_at_boot: DmaAtBoot,
     /// What happens when it crashes into a new kernel.
@@ -129,8 +129,13 @@ impl Vm {
             memory: Said::new(DEFAULT_MEMORY, defaults.clone()),
             content,
             expect: Vec::new(),
-            on_exit: Said::new(OnExit::default(), defaults),
-            smmu: SmmuPolicy::default(),
+            on_exit: Said::new(OnExit::default(), defaults.clone()),
+            smmu: SmmuPolicy {
+                stage1: Said::new(Stage1::default(), defaults),
+                dma_at_boot: DmaAtBoot::default(),
+                on_crash_kexec: OnCrashKexec::default(),
+                reopen: Reopen::default(),
+            },
             functions: Vec::new(),
         }
     }

@@ -82,7 +82,7 @@ fn write(vm: &Vm) -> String {
     line("memory", quoted(&format!("{}M", vm.memory.value >> 20)));
     vm.expect.iter().for_each(|expect| line("expect", quoted(expect)));
     line("on-exit", quoted(vm.on_exit.value.as_str()));
-    line("smmu.stage1", quoted(vm.smmu.stage1.as_str()));
+    line("smmu.stage1", quoted(vm.smmu.stage1.value.as_str()));
     line("smmu.dma-at-boot", quoted(vm.smmu.dma_at_boot.as_str()));
     line("smmu.on-crash-kexec", quoted(vm.smmu.on_crash_kexec.as_str()));
     line("smmu.reopen", quoted(vm.smmu.reopen.as_str()));

@@ -94,6 +94,10 @@ fn every_refusal_names_its_option() {
     let large = folder.path().join("large");
     std::fs::write(&large, vec![0; 3 << 20]).unwrap();
     let large = large.to_str().unwrap().to_owned();
+    let nested = folder.path().join("nested.toml");
+    let manifest = "name = \"a\"\nbuiltin = \"victim\"\n[smmu]\nstage1 = \"nested\"\n";
+    std::fs::write(&nested, manifest).unwrap();
+    let nested = nested.to_str().unwrap().to_owned();
     for (arguments, expected) in [
         (&["--scenario", "x"][..], "--scenario x: there is no such one"),
         (&["--kernel", "/nonexistent"], "--kernel /nonexistent: "),
@@ -132,6 +136,15 @@ fn every_refusal_names_its_option() {
         ),
         (&["--drive", "file=x"], "--drive file=x: without if=none"),
         (&["--qemu-arg", "-device"], "--qemu-arg -device: use --device"),
+        (&["--drive", "if=pflash,file=x"], "--drive if=pflash,file=x: firmware would run"),
+        (&["--qemu-arg=-bios x"], "--qemu-arg -bios: firmware would run"),
+        (&["--qemu-arg=-virtfs x"], "--qemu-arg -virtfs: it adds a device whose owner"),
+        (&["--qemu-arg", "-daemonize"], "--qemu-arg -daemonize: the run goes on until"),
+        (&["--cpu", "cortex-a15"], "--cpu cortex-a15: it has no 64-bit state"),
+        (
+            &["--vm", &nested, "--smmu-stage", "2"],
+            &format!("{nested}:4: smmu.stage1: this machine's SMMU has one stage"),
+        ),
         (&["--qemu-arg=-trace x"], "--qemu-arg -trace: the SMMU trace is one"),
         (&["--at", "1:kill"], "--at 1:kill: three parts are needed"),
         (&["--at", "x:kill:rogue"], "--at x:kill:rogue: the time is not a number"),
