@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::Result;
 use platform::report::Cause;
-use tests::run::qemu;
+use tests::linux::count_unmaps;
+use tests::run::{boot, qemu, request};
 use xtask::run::Outcome;
 
 use crate::Test;
@@ -12,8 +13,8 @@ use crate::Test;
 /// One of each axis; `cargo xtask soak linux` runs all combinations.
 pub const TESTS: &[Test] = &[
     ("linux::cortex_a57_with_1_cpu", || boots("cortex-a57", "1", "512M", &STRICT)),
-    ("linux::cortex_a72_with_2_cpus_and_2g", || boots("cortex-a72", "2", "2G", &STRICT)),
-    ("linux::cortex_a76_with_4_cpus", || boots("cortex-a76", "4", "512M", &STRICT)),
+    ("linux::cortex_a72_with_2_cpus_and_2g", || boots("cortex-a72", "2", "2G", &COUNTED)),
+    ("linux::cortex_a76_with_4_cpus", || boots("cortex-a76", "4", "512M", &COUNTED)),
     ("linux::neoverse_n1_with_2_cpus_lazily", || boots("neoverse-n1", "2", "512M", &LAZY)),
     ("linux::neoverse_v1_with_1_cpu_and_2g_passing", || boots("neoverse-v1", "1", "2G", &PASSING)),
     ("linux::neoverse_n2_with_4_cpus_without_msi_polling", || {
@@ -32,20 +33,27 @@ struct Mode {
     domain: &'static str,
     /// How many batches of commands there are at least.
     batches: u64,
+    /// Whether the kernel counts its unmaps.
+    counts: bool,
 }
 
-const STRICT: Mode = Mode { append: "", domain: "DMA", batches: 1000 };
-const LAZY: Mode = Mode { append: "iommu.strict=0", domain: "DMA-FQ", batches: 10 };
-const PASSING: Mode = Mode { append: "iommu.passthrough=1", domain: "identity", batches: 4 };
-const NO_MSI_POLLING: Mode =
-    Mode { append: "arm-smmu-v3.disable_msipolling=1", domain: "DMA", batches: 1000 };
+const STRICT: Mode = Mode { append: "", domain: "DMA", batches: 1000, counts: false };
+const COUNTED: Mode = Mode { counts: true, ..STRICT };
+const LAZY: Mode = Mode { append: "iommu.strict=0", domain: "DMA-FQ", batches: 10, counts: false };
+const PASSING: Mode =
+    Mode { append: "iommu.passthrough=1", domain: "identity", batches: 4, counts: false };
+const NO_MSI_POLLING: Mode = Mode { append: "arm-smmu-v3.disable_msipolling=1", ..STRICT };
 
 fn boots(cpu: &str, cpus: &str, memory: &str, mode: &Mode) -> Result<()> {
     let arguments = ["--linux", "--cpu", cpu, "--smp", cpus, "--memory", memory];
     let append = ["--append", mode.append];
     let append = if mode.append.is_empty() { &[] } else { &append[..] };
     let of_domain = |device| format!("[linux] @iommu 0000:00:{device}.0 type={}", mode.domain);
-    qemu(&[&arguments[..], append].concat())?
+    let mut request = request(&[&arguments[..], append].concat())?;
+    if mode.counts {
+        count_unmaps(&mut request);
+    }
+    boot(&request)?
         .passed()?
         .has_row("00:03.0 nvme linux")?
         .has_row("00:04.0 virtio-blk linux")?
@@ -53,8 +61,28 @@ fn boots(cpu: &str, cpus: &str, memory: &str, mode: &Mode) -> Result<()> {
         .printed(&of_domain("04"))?
         .holds("a batch costs one exit and one CMD_SYNC", |outcome| {
             one_exit_and_one_sync_per_batch(outcome, mode.batches)
+        })?
+        .holds("an unmap costs one exit", |outcome| {
+            !mode.counts || one_exit_per_unmap(outcome, mode.batches)
         })?;
     Ok(())
+}
+
+/// Writes to registers of the SMMU beside the driver's commands, and commands that are no unmaps: when the driver takes it
+/// over, for each device that it attaches, and at the end.
+const NO_UNMAPS: u64 = 64;
+
+/// The kernel itself counted its strict unmaps: each cost one exit, whatever for.
+fn one_exit_per_unmap(outcome: &Outcome, at_least: u64) -> bool {
+    let unmaps = outcome.console.iter().find_map(|line| {
+        line.strip_prefix("[linux] @check unmaps=")?.split(' ').next()?.parse::<u64>().ok()
+    });
+    let (Some(unmaps), Some(vm)) = (unmaps, outcome.verdict.report.vm("linux")) else {
+        return false;
+    };
+    let exits = ["smmu", "smmu-commands"];
+    let exits: u64 = exits.iter().filter_map(|reason| vm.exits.by_reason.get(*reason)).sum();
+    unmaps >= at_least && exits <= unmaps + NO_UNMAPS
 }
 
 /// Commands that a driver issues once, when it takes its SMMU over.
