@@ -1,6 +1,6 @@
 //! A virtual SMMU on the driver on the model: what a guest programs is what its devices get, and nothing else.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 use proptest::prelude::*;
@@ -24,8 +24,10 @@ use crate::profile::Profile;
 pub(super) const CR0: u32 = 0x20;
 pub(super) const CR0ACK: u32 = 0x24;
 pub(super) const GBPA: u32 = 0x44;
-const CMDQ_PROD: u32 = 0x98;
-const CMDQ_CONS: u32 = 0x9c;
+pub(super) const CMDQ_PROD: u32 = 0x98;
+pub(super) const CMDQ_CONS: u32 = 0x9c;
+const GERROR: u32 = 0x60;
+const GERRORN: u32 = 0x64;
 const EVENTQ_PROD: u32 = 0x1_00a8;
 const EVENTQ_CONS: u32 = 0x1_00ac;
 /// SMMUEN, EVENTQEN, CMDQEN.
@@ -45,7 +47,21 @@ const BEHIND: u64 = 0x3000;
 
 /// What of the guest's memory its virtual SMMU reads and writes; stage 1 is in the machine's.
 #[derive(Default)]
-struct Structures(RefCell<HashMap<u64, u64>>);
+struct Structures {
+    words: RefCell<HashMap<u64, u64>>,
+    /// If another virtual CPU rewrites the stream table all the time: how often it has.
+    rewritten: Cell<Option<u64>>,
+}
+
+impl Structures {
+    /// What every STE is rewritten to next, if they are: its first word.
+    fn rewrite(&self) -> Option<u64> {
+        let rewritten = self.rewritten.get()?;
+        self.rewritten.set(Some(rewritten + 1));
+        let others = [0, 1, BYPASS[0], STAGE1[0], u64::MAX, STAGE1[0] | 1 << 59];
+        Some(others[rewritten as usize % others.len()])
+    }
+}
 
 impl GuestMemory for Structures {
     fn read(&self, ipa: Ipa, words: &mut [u64]) -> Result<(), OutsideRam> {
@@ -54,14 +70,17 @@ impl GuestMemory for Structures {
         }
         for (index, word) in words.iter_mut().enumerate() {
             let at = ipa.raw() + 8 * index as u64;
-            *word = self.0.borrow().get(&at).copied().unwrap_or(0);
+            *word = self.words.borrow().get(&at).copied().unwrap_or(0);
+            if at >= TABLE && at.is_multiple_of(64) {
+                *word = self.rewrite().unwrap_or(*word);
+            }
         }
         Ok(())
     }
 
     fn write(&self, ipa: Ipa, words: &[u64]) -> Result<(), OutsideRam> {
         for (index, word) in words.iter().enumerate() {
-            self.0.borrow_mut().insert(ipa.raw() + 8 * index as u64, *word);
+            self.words.borrow_mut().insert(ipa.raw() + 8 * index as u64, *word);
         }
         Ok(())
     }
@@ -194,6 +213,23 @@ impl<'h> Guest<'h> {
     /// Puts its command queue outside its RAM. The queue is disabled.
     pub(super) fn lose_queue(&mut self) {
         assert_eq!(self.write(0x90, Width::Double, 0x0900_0008), Work::Done);
+    }
+
+    /// Puts its stream table outside its RAM. It is disabled.
+    pub(super) fn lose_table(&mut self) {
+        assert_eq!(self.write(0x80, Width::Double, 0x0900_0000), Work::Done);
+    }
+
+    /// Has its stream table rewritten whenever it is read.
+    pub(super) fn rewrite_table(&self) {
+        self.memory.rewritten.set(Some(0));
+    }
+
+    /// Replaces the command at which its queue has stopped, if it has, and acknowledges the error.
+    pub(super) fn repair(&mut self) {
+        let cons = self.read(CMDQ_CONS);
+        self.memory.write(Ipa::new(COMMANDS + 16 * u64::from(cons & 0xff)), &SYNC).unwrap();
+        self.try_write(GERRORN, self.read(GERROR));
     }
 
     /// EL2 goes on with its command queue.

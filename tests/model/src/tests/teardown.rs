@@ -9,7 +9,9 @@ use smmu::addr::{StreamId, VmIndex};
 use smmu::cmd::Command as Relayed;
 use smmu::streams::Streams;
 
-use super::guest::{BYPASS, CR0, CR0ACK, GBPA, Guest, MAPPED, MAPS, ON, STAGE1, SYNC};
+use super::guest::{
+    BYPASS, CMDQ_CONS, CMDQ_PROD, CR0, CR0ACK, GBPA, Guest, MAPPED, MAPS, ON, STAGE1, SYNC,
+};
 use super::{CAREFUL, cases};
 use crate::chooser::{Chooser, explore};
 use crate::decode::{self, Command};
@@ -140,9 +142,12 @@ enum Act {
     Enable,
     /// Lets EL2 go on with the command queue.
     Resume,
+    /// Puts a `CMD_SYNC` where the queue has stopped and acknowledges the error, so that the commands behind it follow.
+    Repair,
 }
 
-const ACTS: [Act; 5] = [Act::Configure, Act::ConfigureAll, Act::Bypass, Act::Enable, Act::Resume];
+const ACTS: [Act; 6] =
+    [Act::Configure, Act::ConfigureAll, Act::Bypass, Act::Enable, Act::Resume, Act::Repair];
 
 /// One step of a teardown, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,15 +164,61 @@ enum Step {
 
 const TEARDOWN: [Step; 4] = [Step::Disable, Step::Close, Step::Watch, Step::Acknowledge];
 
-/// How the guest's queue is when it begins.
+/// How the guest's queue and stream table are when it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Queue {
-    /// Empty.
+enum Before {
+    /// The queue is empty, and both are where they should be.
     Idle,
-    /// Stopped at a command that is illegal, others behind it.
+    /// The queue has stopped at a command that is illegal, others behind it.
     Stopped,
-    /// Outside its RAM.
+    /// Likewise, with no room for another one: every further command overwrites one.
+    Full,
+    /// Likewise, with its start behind its end.
+    Wrapped,
+    /// The queue is outside its RAM.
     Lost,
+    /// The stream table is.
+    Tableless,
+    /// Another virtual CPU rewrites the stream table whenever EL2 reads it.
+    Rewritten,
+}
+
+impl Before {
+    const ALL: [Self; 7] = [
+        Self::Idle,
+        Self::Stopped,
+        Self::Full,
+        Self::Wrapped,
+        Self::Lost,
+        Self::Tableless,
+        Self::Rewritten,
+    ];
+
+    /// Brings the guest there, and enables its SMMU.
+    fn prepare(self, guest: &mut Guest<'_>) {
+        const ILLEGAL: [u64; 2] = [0xff, 0];
+        const ALL: [u64; 2] = [0x04, 31];
+        match self {
+            Self::Lost => guest.lose_queue(),
+            Self::Tableless => guest.lose_table(),
+            _ => {}
+        }
+        guest.set(CR0, ON);
+        match self {
+            Self::Idle | Self::Tableless => {}
+            Self::Stopped | Self::Lost => guest.try_issue(&[ILLEGAL, ALL, SYNC]),
+            Self::Full => {
+                let mut commands = [ALL; 256];
+                (commands[0], commands[255]) = (ILLEGAL, SYNC);
+                guest.try_issue(&commands);
+            }
+            Self::Wrapped => {
+                guest.issue(&[SYNC; 254]);
+                guest.try_issue(&[ILLEGAL, ALL, ALL, SYNC]);
+            }
+            Self::Rewritten => guest.rewrite_table(),
+        }
+    }
 }
 
 /// What is known of the guest while steps of both kinds are interleaved.
@@ -198,6 +249,7 @@ impl Life<'_> {
                 self.evidence |= self.acknowledged && !enabled;
             }
             Act::Resume => self.guest.resume(),
+            Act::Repair => self.guest.repair(),
         }
     }
 
@@ -236,55 +288,56 @@ impl Life<'_> {
 }
 
 /// Runs the teardown with the acts at the given places: before step `place`, or after all of them.
-fn interleave(queue: Queue, acts: &[(usize, Act)]) -> bool {
+fn interleave(before: Before, acts: &[(usize, Act)]) -> bool {
     let machine = Machine::new(Profile::NESTED, Chooser::plain());
     let mut streams = Streams::new();
     let mut guest = Guest::new(&machine, &mut streams);
     guest.ste(MAPS[0].0, STAGE1);
     guest.ste(MAPS[1].0, BYPASS);
-    if queue == Queue::Lost {
-        guest.lose_queue();
+    before.prepare(&mut guest);
+    let reaches = matches!(guest.dma(1, MAPPED), Outcome::Reaches(_));
+    assert_eq!(reaches, before != Before::Tableless);
+    let pending = guest.read(CMDQ_PROD) ^ guest.read(CMDQ_CONS) & 0x1ff;
+    match before {
+        Before::Full => assert_eq!(pending, 0x100),
+        Before::Wrapped => assert_eq!(pending & 0x100, 0x100),
+        _ => {}
     }
-    guest.set(CR0, ON);
-    if queue != Queue::Idle {
-        guest.try_issue(&[[0xff, 0], [0x04, 31], SYNC]);
-    }
-    assert!(matches!(guest.dma(1, MAPPED), Outcome::Reaches(_)));
     machine.land();
     let mut life = Life { guest, closed: false, acknowledged: false, evidence: false };
     for place in 0..=TEARDOWN.len() {
         for (_, act) in acts.iter().filter(|(at, _)| *at == place) {
             life.act(*act);
-            life.check(&(queue, acts, act));
+            life.check(&(before, acts, act));
         }
         if let Some(step) = TEARDOWN.get(place) {
             life.step(*step);
-            life.check(&(queue, acts, step));
+            life.check(&(before, acts, step));
         }
     }
     life.evidence
 }
 
-/// Two acts of other virtual CPUs anywhere in a teardown, from every state of the queue: a late `CMD_CFGI_STE`, a
+/// Two acts of other virtual CPUs anywhere in a teardown, from every state of the queue and the table: a late `CMD_CFGI_STE`, a
 /// `GBPA` write or an enable from before the acknowledgement opens nothing.
 #[test]
 fn no_late_act_of_a_guest_opens_what_is_closed() {
     let places = TEARDOWN.len() + 1;
     let (mut runs, mut with_evidence) = (0, 0);
-    for queue in [Queue::Idle, Queue::Stopped, Queue::Lost] {
+    for before in Before::ALL {
         for first in ACTS {
             for at in 0..places {
                 for second in ACTS {
                     for then in at..places {
                         runs += 1;
                         with_evidence +=
-                            u32::from(interleave(queue, &[(at, first), (then, second)]));
+                            u32::from(interleave(before, &[(at, first), (then, second)]));
                     }
                 }
             }
         }
     }
-    assert_eq!(runs, 3 * 25 * 15);
+    assert_eq!(runs, 7 * 36 * 15);
     assert!(with_evidence > 0 && with_evidence < runs);
 }
 
