@@ -122,7 +122,8 @@ pub fn reborn(boots: u32, on_crash: OnCrashKexec, options: &[&str]) -> Result<Ru
     let name = vm.name.value.clone();
     let mut machine = machine(vec![vm], options)?;
     let when = When::Said { vm: name.clone(), text: "@waits".into() };
-    machine.actions.push(Action { when, command: Command::Restart(name) });
+    let (command, origin) = (Command::Restart(name), "the test".into());
+    machine.actions.push(Action { when, command, origin });
     boot(&machine)?.passed()?.holds("each way to go was noticed as what it is", |outcome| {
         let vm = outcome.verdict.report.vm("reborn");
         let causes: Vec<Cause> =
