@@ -82,12 +82,12 @@ pub struct Space {
     pub cpu: Stage2,
     /// What devices reach: RAM, nothing else.
     pub dma: Stage2,
-    /// How many more tables the guest may make necessary by moving its BARs about.
+    /// How many more tables the guest's BARs may make necessary at the same time.
     tables_left: u16,
 }
 
-/// Tables that a guest's BARs may need: eight functions at opposite ends of the windows. Emptied tables are kept, so a
-/// guest that moves a BAR through all of its address space runs into this, and nobody else into the end of the pool.
+/// Tables that a guest's BARs may need: eight functions at opposite ends of the windows. A guest that spreads more of them
+/// runs into this, and nobody else into the end of the pool. What no BAR needs any more is given back.
 const BAR_TABLES: u16 = 64;
 
 /// Frames for tables, as many as the budget allows.
@@ -108,15 +108,28 @@ impl Frames for Budgeted<'_> {
 /// The CPUs' translation, as far as PCI changes it. Used on CPUs of the VM, whose `VTTBR_EL2` is the VM's.
 impl BarMap for &Mutex<Space> {
     fn map(&mut self, ipa: Ipa, pa: Pa, size: u64) -> Result<(), MapFailed> {
-        let Space { cpu, tables_left, .. } = &mut *self.lock();
-        cpu.map(&TableWords, &mut Budgeted(tables_left), ipa, pa, size, Attributes::DEVICE)
-            .map_err(|_| MapFailed)
+        let mapped = {
+            let Space { cpu, tables_left, .. } = &mut *self.lock();
+            cpu.map(&TableWords, &mut Budgeted(tables_left), ipa, pa, size, Attributes::DEVICE)
+        };
+        mapped.map_err(|_| {
+            // A first part, or a table on the way.
+            self.unmap(ipa, size);
+            MapFailed
+        })
     }
 
     fn unmap(&mut self, ipa: Ipa, size: u64) {
+        let Space { cpu, tables_left, .. } = &mut *self.lock();
         // The same range was mapped in one piece, so nothing needs to be split and nothing can fail.
-        let _ = self.lock().cpu.unmap(&TableWords, &mut TableFrames, ipa, size);
-        tlb::invalidate_ipa(ipa, size / PAGE_SIZE);
+        let _ = cpu.unmap(&TableWords, &mut TableFrames, ipa, size);
+        // Devices reach RAM only, so no SMMU walks tables of the windows: once no CPU does, they are free (C3).
+        loop {
+            let emptied = cpu.detach(&TableWords, ipa, size);
+            tlb::invalidate_guest();
+            let Some(emptied) = emptied else { break };
+            emptied.release(&mut Budgeted(tables_left));
+        }
     }
 }
 

@@ -73,17 +73,17 @@ pub struct Permissions {
     pub execute: bool,
 }
 
-/// A table that [`Stage2::merge`] took out.
+/// A table that [`Stage2::merge`] or [`Stage2::detach`] took out.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "the table is still walked until its range is invalidated"]
-pub struct Merged {
-    /// What caches may still hold of it.
+pub struct Detached {
+    /// What caches may still hold of it: walks that end at it as much as what they found.
     pub stale: Invalidation,
     table: Pa,
 }
 
-impl Merged {
-    /// Gives the table back. The caller has invalidated [`Merged::stale`] on every CPU and SMMU, and waited (C3).
+impl Detached {
+    /// Gives the table back. The caller has invalidated [`Detached::stale`] on every CPU and SMMU, and waited (C3).
     pub fn release(self, frames: &mut dyn Frames) {
         frames.release(self.table, PAGE_SIZE);
     }
@@ -257,7 +257,7 @@ impl Stage2 {
     /// are alike, and publishes. `None` if not, if there is no such table, if it belongs to another root, or where the
     /// old entry has to be broken first ([`Change::Merge`] at `bbm_level`). Tables of larger spans stay: another root
     /// may share them.
-    pub fn merge<M: Memory>(&mut self, memory: &M, ipa: Ipa, bbm_level: u8) -> Option<Merged> {
+    pub fn merge<M: Memory>(&mut self, memory: &M, ipa: Ipa, bbm_level: u8) -> Option<Detached> {
         if ipa.raw() >> self.format.ipa_bits() != 0
             || Change::Merge.between(bbm_level) == Between::BreakFirst
         {
@@ -287,7 +287,35 @@ impl Stage2 {
         memory.store(parent.at, block.0);
         memory.publish();
         let start = ipa.align_down(span(parent.level));
-        Some(Merged { stale: Invalidation::range(start, span(parent.level)), table })
+        Some(Detached { stale: Invalidation::range(start, span(parent.level)), table })
+    }
+
+    /// Takes out a table on the way to the `size` bytes at `ipa` that maps nothing, if there is one, and publishes.
+    /// Called until it answers `None` it leaves no such table. No other root may share tables of the range.
+    pub fn detach<M: Memory>(&mut self, memory: &M, ipa: Ipa, size: u64) -> Option<Detached> {
+        let end = self.checked_end(ipa, size).ok()?;
+        let mut at = ipa.raw();
+        while at < end {
+            let mut parent = None;
+            let mut slot = self.root_slot(at);
+            while let Entry::Table { at: table, borrowed: false } = slot.read(memory) {
+                parent = Some((slot, table));
+                slot = Slot::in_table(table, slot.level + 1, at);
+            }
+            let level = slot.level;
+            if let Some((parent, table)) = parent
+                && (0..ENTRIES).all(|index| memory.load(table.add(index * 8)) == 0)
+            {
+                memory.store(parent.at, Descriptor::INVALID.0);
+                memory.publish();
+                let start = Ipa::new(at).align_down(span(parent.level));
+                let stale = Invalidation::range(start, span(parent.level));
+                return Some(Detached { stale, table });
+            }
+            // A table of pages has been asked.
+            at = next(at, level.min(LAST_LEVEL - 1));
+        }
+        None
     }
 
     /// Stores what `new` makes of each leaf in the range, from its level, address and attributes.

@@ -111,7 +111,7 @@ pub fn suite(role: &str, cpus: u32, options: &[&str]) -> Result<Run> {
 }
 
 /// Lives of one VM after each other, `boots` in all, in each of which kernels take over from each other in
-/// [`TAKE_OVERS`] ways. The operator ends the last but one.
+/// [`TAKE_OVERS`] ways. The operator ends the last but one. The VM has an NVMe controller as well, which has a 64-bit BAR.
 ///
 /// # Errors
 ///
@@ -120,7 +120,8 @@ pub fn reborn(boots: u32, on_crash: OnCrashKexec, options: &[&str]) -> Result<Ru
     let mut vm = told("reborn", "reborn", 1, &format!("boots={boots}"));
     vm.smmu.on_crash_kexec = on_crash;
     let name = vm.name.value.clone();
-    let mut machine = machine(vec![vm], options)?;
+    let nvme = ["--device", "nvme,serial=portcullis"];
+    let mut machine = machine(vec![vm], &[&nvme[..], options].concat())?;
     let when = When::Said { vm: name.clone(), text: "@waits".into() };
     let (command, origin) = (Command::Restart(name), "the test".into());
     machine.actions.push(Action { when, command, origin });

@@ -2,8 +2,6 @@
 
 use core::arch::asm;
 
-use smmu::addr::Ipa;
-
 use crate::arch::sysreg::{dsb_ish, dsb_ishst, isb, write};
 
 write!(
@@ -21,26 +19,11 @@ pub fn forget_guest() {
     isb();
 }
 
-/// Removes what is cached for `pages` 4 KiB pages from `ipa` for the VMID that `VTTBR_EL2` holds, on all CPUs.
-pub fn invalidate_ipa(ipa: Ipa, pages: u64) {
+/// Removes what is cached for the VMID that `VTTBR_EL2` holds, walks of its tables included, on all CPUs.
+pub fn invalidate_guest() {
     dsb_ishst();
-    // Beyond this many single operations dropping the VMID is cheaper.
-    if pages > 512 {
-        // SAFETY: TLB maintenance for the current VMID.
-        unsafe { asm!("tlbi vmalls12e1is", options(nostack, preserves_flags)) };
-    } else {
-        for page in 0..pages {
-            let operand = (ipa.raw() >> 12) + page;
-            // SAFETY: as above.
-            unsafe {
-                asm!("tlbi ipas2e1is, {}", in(reg) operand, options(nostack, preserves_flags))
-            };
-        }
-        dsb_ish();
-        // Entries that combine both stages are not tagged by IPA.
-        // SAFETY: as above.
-        unsafe { asm!("tlbi vmalle1is", options(nostack, preserves_flags)) };
-    }
+    // SAFETY: TLB maintenance for the current VMID.
+    unsafe { asm!("tlbi vmalls12e1is", options(nostack, preserves_flags)) };
     dsb_ish();
     isb();
 }

@@ -269,6 +269,56 @@ fn every_change_has_its_rule() {
 }
 
 #[test]
+fn a_table_that_maps_nothing_is_taken_out() {
+    for (format, levels) in [(format40(), 2), (Format::new(48, 48, false).unwrap(), 3)] {
+        let mut machine = Machine::new(format);
+        let (page, last) = (GIB + 6 * MIB + 0x3000, GIB + 6 * MIB - 0x1000);
+        for at in [page, last] {
+            machine.map(at, 4 * GIB, 4096, Attributes::DEVICE).unwrap();
+        }
+        let detach = |machine: &mut Machine, at, size| {
+            let Machine { memory, tables, .. } = machine;
+            let found = tables.detach(memory, Ipa::new(at), size);
+            assert!(machine.memory.unpublished.borrow().is_empty());
+            found
+        };
+        assert_eq!(machine.frames.live.len(), 1 + levels + 1);
+        assert_eq!(detach(&mut machine, 0, 4 * GIB), None, "both are in use");
+        assert_eq!(detach(&mut machine, 0x800, 4096), None, "no pages");
+        let _ = machine.unmap(page, 4096).unwrap();
+        assert_eq!(detach(&mut machine, 8 * MIB + GIB, 2 * MIB), None, "its neighbour is empty");
+        let taken = detach(&mut machine, page, 4096).unwrap();
+        assert_eq!(taken.stale, Invalidation::range(Ipa::new(GIB + 6 * MIB), 2 * MIB));
+        // It is still walked until its invalidation.
+        assert_eq!(machine.frames.live.len(), 1 + levels + 1);
+        taken.release(&mut machine.frames);
+        assert_eq!(detach(&mut machine, page, 4096), None);
+        assert!(machine.translate(last).is_some());
+        // The last one takes those above it along, and never the root; what is mapped next finds its way anew.
+        let _ = machine.unmap(last, 4096).unwrap();
+        let mut spans = [2 * MIB, GIB, 512 * GIB].into_iter();
+        while let Some(taken) = detach(&mut machine, GIB, 8 * MIB) {
+            let span = spans.next().unwrap();
+            let start = Ipa::new(last).align_down(span);
+            assert_eq!(taken.stale, Invalidation::range(start, span));
+            taken.release(&mut machine.frames);
+        }
+        assert_eq!((spans.len(), machine.frames.live.len()), (3 - levels, 1));
+        machine.map(page, 4 * GIB, 4096, Attributes::DEVICE).unwrap();
+        assert!(machine.translate(page).is_some() && machine.frames.live.len() == 1 + levels);
+    }
+}
+
+#[test]
+fn a_borrowed_table_is_never_taken_out() {
+    let mut cpu = Machine::new(format40());
+    let Machine { memory, frames, tables } = &mut cpu;
+    let mut dma = Stage2::new(format40(), frames).unwrap();
+    dma.share(memory, frames, tables, Ipa::new(GIB), GIB).unwrap();
+    assert_eq!(dma.detach(memory, Ipa::new(GIB), GIB), None);
+}
+
+#[test]
 fn a_protected_page_splits_its_block_and_a_merge_joins_it_again() {
     let mut machine = Machine::new(format40());
     machine.map(GIB, 4 * GIB, GIB, Attributes::RAM).unwrap();

@@ -21,6 +21,8 @@ pub struct Bridge {
     pub ecam: u64,
     /// Where 32-bit memory BARs may go; PCI and CPU addresses are the same.
     pub mem32: Range<u64>,
+    /// The same for 64-bit memory BARs, if there is such a window.
+    pub mem64: Option<Range<u64>>,
     /// Where I/O BARs may go, and what to add to a port for its CPU address; without it they stay off.
     pub io: Option<(Range<u64>, u64)>,
     /// The INTID of `[device % 4][pin - 1]`.
@@ -179,24 +181,26 @@ fn named_spi(node: FdtNode<'static>, name: &str) -> Option<u32> {
 fn bridge(node: FdtNode<'static>, gic: FdtNode<'static>) -> Result<Bridge, &'static str> {
     const SPACE_IO: u32 = 1;
     const SPACE_MEM32: u32 = 2;
+    const SPACE_MEM64: u32 = 3;
 
     // The first cell of a PCI address says which space it is in (IEEE 1275 PCI binding).
     let windows = node
         .property("ranges")
         .and_then(|property| property.as_prop_encoded_array([1, 2, 2, 2]).ok())
         .ok_or("pcie: no ranges")?;
-    let (mut mem32, mut io) = (None, None);
+    let (mut mem32, mut mem64, mut io) = (None, None, None);
     for [space, bus, cpu, size] in windows {
         let cell = |cells: dtoolkit::Cells<'_>| cells.to_int::<u64>().map_err(|_| "pcie: ranges");
         let (space, bus, cpu, size) = (cell(space)?, cell(bus)?, cell(cpu)?, cell(size)?);
         match space as u32 >> 24 & 3 {
             SPACE_MEM32 if bus == cpu => mem32 = Some(cpu..cpu + size),
+            SPACE_MEM64 if bus == cpu => mem64 = Some(cpu..cpu + size),
             SPACE_IO => io = Some((bus..bus + size, cpu - bus)),
             _ => {}
         }
     }
     let mem32 = mem32.ok_or("pcie: no 32-bit memory window")?;
-    Ok(Bridge { ecam: range(node, 0)?.start, mem32, io, intx: intx(node, gic)? })
+    Ok(Bridge { ecam: range(node, 0)?.start, mem32, mem64, io, intx: intx(node, gic)? })
 }
 
 fn intx(node: FdtNode<'static>, gic: FdtNode<'static>) -> Result<IntxMap, &'static str> {

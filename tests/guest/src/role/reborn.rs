@@ -10,7 +10,7 @@ use super::{Check, done, memory};
 use crate::arch::{boot, cpu, mem, odd};
 use crate::edu::Edu;
 use crate::machine::Machine;
-use crate::pci::{self, Bus, COMMAND, Function};
+use crate::pci::{self, Bar, Bus, COMMAND, COMMAND_MEMORY, Function};
 use crate::println;
 use crate::psci;
 use crate::smmu::Registers;
@@ -26,6 +26,8 @@ const SMMU: [(u64, u64); 3] = [(0, GBPA), (GBPA + 4, 0x200), (0x1_0000, 0x1_0200
 const GBPA: u64 = 0x44;
 /// Configuration space that a function can have.
 const CONFIGURATION: [(u64, u64); 1] = [(0, 0x1000)];
+/// How many different GiB a 64-bit BAR is put into.
+const PLACES: u64 = 40;
 
 /// What [`PRISTINE`] is loaded as.
 const AS_LOADED: u32 = 0x9115_713e;
@@ -52,16 +54,29 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
         tell_all(machine);
     }
 
+    let (function, bar) = pci::functions(bus.bridge)
+        .find_map(|function| Some((function, function.bars().find(|bar| bar.is_64bit)?)))
+        .ok_or("no function has a 64-bit BAR")?;
+    let window = bus.bridge.mem64.clone().ok_or("no 64-bit PCI window")?;
     let edu = Edu::find(machine, &mut bus)?;
     // Nobody has told it anything before the first boot.
     let boot = edu.recall().wrapping_add(1);
     println!("@boot number={boot}");
+    // Where the first life never put it: what later ones need must not be left of an earlier one.
+    if boot > 0 && read_at(function, bar, window.start) == u32::MAX {
+        return Err("a BAR is not where it was placed");
+    }
     if boot + 1 >= boots {
         done("reborn");
         return Ok(());
     }
     edu.remember(boot);
     soil(machine);
+    for place in 1..=PLACES {
+        function.set_bar(bar, window.start + (place << 30));
+        function.enable(COMMAND_MEMORY);
+        function.disable(COMMAND_MEMORY);
+    }
     pci::functions(bus.bridge).for_each(soil_function);
     use_memory(machine);
     if boot + 2 == boots {
@@ -195,6 +210,15 @@ fn soil(machine: &Machine) {
         }
         mem::write32(base + 0x20, 8);
     }
+}
+
+/// The first word of a BAR that is put at `address`.
+fn read_at(function: Function, bar: Bar, address: u64) -> u32 {
+    function.set_bar(bar, address);
+    function.enable(COMMAND_MEMORY);
+    let word = mem::read32(address);
+    function.disable(COMMAND_MEMORY);
+    word
 }
 
 fn soil_function(function: Function) {
