@@ -185,6 +185,7 @@ impl Vpci {
             let wired = topology.interrupt(function, interrupts).is_some();
             let function =
                 VirtualFunction::new(hardware, function, request.policy, at, shared, wired);
+            function.restore(hardware);
             // `physical`, which holds as many, had room.
             _ = functions.push(function);
         }
@@ -345,12 +346,13 @@ impl Vpci {
     }
 
     /// Puts the bus into cold state: what a guest finds when it starts. No BAR is mapped and no function
-    /// admitted. The functions themselves are only told to stop: resetting them is [`crate::pci::quiesce`]'s
-    /// work.
+    /// admitted. The functions themselves are told to stop, and have PCI Express's device control back as EL2 found
+    /// it and no errors noted: resetting them is [`crate::pci::quiesce`]'s work.
     pub fn reset<H: ConfigSpace, M: BarMap>(&mut self, hardware: &H, map: &mut M) {
         for function in &mut self.functions {
             function.close();
             function.forget();
+            function.restore(hardware);
             function.apply_command(hardware);
         }
         window::refresh(&mut self.functions, map);

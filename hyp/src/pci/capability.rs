@@ -50,6 +50,8 @@ pub struct Express {
     pub port: Port,
     /// Whether it can be reset on its own.
     pub flr: bool,
+    /// Device control as EL2 found it, less what has to be off.
+    pub control: u16,
 }
 
 /// The power management capability.
@@ -152,12 +154,14 @@ impl Capabilities {
             reg::CAP_EXPRESS if fits(reg::EXPRESS_LENGTH) => {
                 let flags = config.read16(offset + reg::EXPRESS_FLAGS);
                 let capabilities = config.read32(offset + reg::DEVICE_CAPABILITIES);
+                let control = offset + reg::DEVICE_CONTROL;
                 // It is on after a reset (section 7.5.3.4).
-                config.clear16(offset + reg::DEVICE_CONTROL, reg::DEVICE_CONTROL_NO_SNOOP);
+                config.clear16(control, reg::DEVICE_CONTROL_NO_SNOOP);
                 self.express.get_or_insert(Express {
                     offset,
                     port: Port::decode(flags),
                     flr: capabilities & reg::DEVICE_CAPABILITIES_FLR != 0,
+                    control: config.read16(control) & !reg::DEVICE_CONTROL_FLR,
                 });
             }
             reg::CAP_ADVANCED if fits(reg::ADVANCED_LENGTH) => {

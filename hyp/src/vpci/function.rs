@@ -94,6 +94,16 @@ impl VirtualFunction {
         self.state = State::default();
     }
 
+    /// Puts back what the guest changed in the function itself, and clears the errors that it noted.
+    pub(super) fn restore<H: ConfigSpace>(&self, hardware: &H) {
+        let config = self.config(hardware);
+        config.write16(reg::STATUS, reg::STATUS_ERRORS);
+        if let Some(express) = self.physical.capabilities.express {
+            config.write16(express.offset + reg::DEVICE_CONTROL, express.control);
+            config.write16(express.offset + reg::DEVICE_STATUS, reg::DEVICE_STATUS_ERRORS);
+        }
+    }
+
     /// Brings the physical command register in line. BARs decode always: what the guest sees of them is a
     /// matter of stage 2.
     pub(super) fn apply_command<H: ConfigSpace>(&self, hardware: &H) {

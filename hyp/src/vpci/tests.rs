@@ -348,6 +348,35 @@ fn the_express_capability_is_that_of_an_integrated_endpoint() {
 }
 
 #[test]
+fn the_next_life_finds_device_control_and_errors_as_the_first_one_did() {
+    // What firmware left counts as found, but for errors.
+    let mut found = nvme(1);
+    found.put16(0x88, 0x2830);
+    found.put16(0x8a, 0x0003);
+    found.put16(reg::STATUS, found.get16(reg::STATUS) | 0x2000);
+    let mut guest = one(found);
+    let seen = |guest: &Guest| {
+        [0x88, 0x8a, reg::STATUS].map(|register| guest.read("00:01.0", register, Width::Half))
+    };
+    let cold = seen(&guest);
+    assert_eq!(cold, [0x2030, 0, 0x10]);
+    _ = guest.write("00:01.0", 0x88, Width::Half, 0x5110);
+    let hardware = at("00:01.0");
+    guest.world.with(hardware, |fake| fake.put16(0x8a, 0x000f));
+    guest.world.with(hardware, |fake| fake.put16(reg::STATUS, 0xf910));
+    let soiled = seen(&guest);
+    assert_eq!(soiled, [0x5110, 0xf, 0xf910]);
+    // Over a kexec it stays, whether the function is reset or not.
+    guest.vpci.close(&guest.world, |_| false);
+    let _ = quiesce(&guest.world, &guest.topology, &requests(&["00:01.0"]), Scope::All);
+    assert_eq!(seen(&guest)[0], soiled[0]);
+    guest.world.with(hardware, |fake| fake.put16(0x8a, 0x000f));
+    guest.vpci.reset(&guest.world, &mut guest.stage2);
+    assert_eq!(seen(&guest), cold);
+    guest.world.check();
+}
+
+#[test]
 fn a_guest_resets_its_function_and_nothing_moves() {
     for fake in [nvme(1), Fake::new(1, 0, EDU, 0).mem32(0, 0x4000).advanced(0x80)] {
         let advanced = fake.config[0x80] == reg::CAP_ADVANCED;
