@@ -19,7 +19,7 @@ use toml::de::{DeTable, DeValue};
 use crate::exit::bad_input;
 use crate::kernel::Kernel;
 use crate::size;
-use crate::vm::{Content, Cpus, ROGUE, Said, VICTIM, Vm};
+use crate::vm::{Content, Cpus, ROGUE, Said, VICTIM, Vm, check_expected};
 
 /// A manifest as it is written; every value that can be wrong in more ways than its type keeps its place.
 #[derive(Deserialize)]
@@ -171,10 +171,7 @@ impl Source<'_> {
             vm.memory = Said::new(bytes, self.origin(&memory.span()));
         }
         if let Some(expect) = raw.expect {
-            if expect.get_ref().is_empty() {
-                return Err(self
-                    .refuse(&expect, "an empty text says nothing: give one that must be printed"));
-            }
+            check_expected(expect.get_ref()).map_err(|why| self.refuse(&expect, why))?;
             vm.expect.push(expect.into_inner());
         }
         if let Some(on_exit) = raw.on_exit {

@@ -21,7 +21,7 @@ use crate::plan::{self, UserDevice};
 use crate::scenario::{Parts, Scenario};
 use crate::setup::{self, Flavor};
 use crate::size::{self, MIB};
-use crate::vm::{Content, Cpus, ROGUE, Said, VICTIM, Vm};
+use crate::vm::{Content, Cpus, ROGUE, Said, VICTIM, Vm, check_expected};
 
 /// The memory of each VM of the demonstration.
 const DEMONSTRATION_MEMORY: u64 = 16 * MIB;
@@ -337,11 +337,7 @@ fn override_first(first: &mut Vm, args: &QemuArgs) -> Result<()> {
         first.memory = Said::new(bytes, "--memory");
     }
     if let Some(text) = &args.expect {
-        if text.is_empty() {
-            return Err(bad_input(
-                "--expect: an empty text says nothing: give one that must be printed",
-            ));
-        }
+        check_expected(text).map_err(|why| bad_input(format!("--expect: {why}")))?;
         first.expect.push(text.clone());
     }
     Ok(())

@@ -119,6 +119,17 @@ pub struct SmmuPolicy {
     pub reopen: Reopen,
 }
 
+/// Why a text cannot be expected on a console, whose lines are looked at one by one.
+pub fn check_expected(text: &str) -> Result<(), &'static str> {
+    if text.is_empty() {
+        Err("an empty text says nothing: give one that must be printed")
+    } else if text.contains(['\n', '\r', '\0']) {
+        Err("no line of a console has a line end in it: give a text within a line")
+    } else {
+        Ok(())
+    }
+}
+
 impl Vm {
     /// A VM with nothing but defaults.
     pub fn new(name: Said<Name>, content: Content) -> Self {

@@ -108,6 +108,7 @@ fn every_refusal_names_its_option() {
         (&["--smp", "17"], "--smp 17: a VM has 1 to 16 CPUs"),
         (&["--memory", "12"], "--memory: \"12\" is not a size"),
         (&["--expect", ""], "--expect: an empty text"),
+        (&["--expect", "a\nb"], "--expect: no line of a console has a line end in it"),
         (&["--timeout", "0"], "--timeout 0: "),
         (&["--kernel", &large, "--memory", "4M"], "--memory: 4M is too little for VM guest0"),
         (&["--its", "off"], "--its off: the built-in victim needs an edu"),
