@@ -15,7 +15,7 @@ use crate::{console, println};
 
 const PATIENCE_MS: u64 = 5000;
 const STORM: u32 = 10_000;
-const IDLE_RAISES: u32 = 1000;
+const IDLE_RAISES: u32 = 10_000;
 const SGI_ROUNDS: u32 = 500;
 /// SPIs that no device of the fixed guest map drives: they become pending by software only.
 const SOFTWARE_SPIS: Range<u32> = 40..64;
