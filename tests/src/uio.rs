@@ -46,7 +46,8 @@ pub fn attack() -> Result<Request> {
     Ok(request)
 }
 
-/// A run of the same Linux guest, alone, whose SMMU maps nothing for the `edu`, which writes to `addresses`.
+/// A run of the same Linux guest, alone, whose SMMU maps nothing for the `edu`, which writes to `addresses` and
+/// to a page that its program has let go of.
 ///
 /// # Errors
 ///

@@ -66,19 +66,30 @@ pub fn run(arguments: &[&CStr]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Lets the device write where nobody has mapped anything for it: the VM's own SMMU stops that, whatever is behind it.
+/// Lets the device write where nobody has mapped anything for it: to `addresses`, and to a page that the program has let
+/// go of. The VM's own SMMU stops that, whatever is behind it.
 fn stray(
     device: &str,
     edu: &Edu,
     addresses: impl Iterator<Item = Result<u64, &'static str>>,
 ) -> Result<(), Error> {
+    let write = |address| edu.transfer(Operation::Write, address, u64::from(4 * WORDS));
+    let tried = |address: u64, arrived: u32| {
+        println!(
+            "@tried device={device} op=write address={address:#x} to=nowhere accesses={WORDS} arrived={arrived}"
+        );
+    };
     for address in addresses {
         let address = address?;
-        edu.transfer(Operation::Write, address, u64::from(4 * WORDS))?;
-        println!(
-            "@tried device={device} op=write address={address:#x} to=nowhere accesses={WORDS} arrived=0"
-        );
+        write(address)?;
+        tried(address, 0);
     }
+    let mut page = Page::new()?;
+    page.fill(WORDS, poison)?;
+    page.unmap();
+    write(page.address)?;
+    page.map_again()?;
+    tried(page.address, WORDS - page.matching(WORDS, poison)?);
     Ok(())
 }
 

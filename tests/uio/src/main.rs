@@ -4,8 +4,8 @@
 //! uio device=0000:00:01.0 uio=/dev/uio0 nonce=0x1234abcd targets=0x50000000,0x9050000
 //! ```
 //!
-//! With `stray=0x12340000` in place of the last two it only writes there: to what a VM with an SMMU of its own has not
-//! mapped for the device.
+//! With `stray=0x12340000` in place of the last two it only writes there, and to a page that it has just let go of: to
+//! what a VM with an SMMU of its own has not mapped for the device.
 //!
 //! `device=` is bound to `uio_pci_generic`, which made it `uio=`. Every DMA is told of as the built-in rogue tells of
 //! its own: one `@tried` line each.
