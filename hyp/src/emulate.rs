@@ -106,7 +106,10 @@ impl psci::Cpus for Vm {
         let vcpu = &self.vcpus[index];
         let mut power = vcpu.power.lock();
         match *power {
-            Power::Off => *power = Power::Starting { entry, argument },
+            Power::Off => {
+                *power = Power::Starting { entry, argument };
+                self.cpus_on.add();
+            }
             Power::Starting { .. } => return Err(ErrorCode::OnPending),
             Power::On => return Err(ErrorCode::AlreadyOn),
         }
@@ -138,9 +141,8 @@ fn call(running: &mut Running, immediate: u16) -> Flow {
                 sysreg::wfi();
             }
         }
-        // A VM without any CPU could never be woken again.
-        Outcome::CpuOff if running.vm.is_last(running.index) => running.registers.x[0] = DENIED,
-        Outcome::CpuOff => return Flow::Off,
+        Outcome::CpuOff if running.vm.cpus_on.leave() => return Flow::Off,
+        Outcome::CpuOff => x[0] = DENIED,
         Outcome::SystemOff => teardown::begin(running.vm, Cause::SystemOff),
         Outcome::SystemReset => teardown::begin(running.vm, Cause::SystemReset),
     }

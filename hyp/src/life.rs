@@ -176,6 +176,33 @@ impl Life {
         }
     }
 
+    /// Its watch is over: it comes to rest as its end says, or as the operator said since; returns whether it does. If
+    /// not, it is to start over.
+    pub fn rest(&mut self) -> bool {
+        if let Self::Watching { end, .. } = *self {
+            *self = match end.next {
+                Next::Off => Self::Off,
+                Next::Crashed => Self::Crashed,
+                Next::Restart => return false,
+            };
+        }
+        true
+    }
+
+    /// Its images are loaded: it runs, unless the operator wanted something else to follow meanwhile; returns whether it
+    /// does.
+    pub fn start(&mut self) -> bool {
+        let starts = match self {
+            Self::Off => true,
+            Self::Watching { end, .. } => end.next == Next::Restart,
+            _ => false,
+        };
+        if starts {
+            *self = Self::Running;
+        }
+        starts
+    }
+
     /// Whether nothing more will happen to it by itself.
     pub fn is_settled(self) -> bool {
         matches!(self, Self::Off | Self::Crashed)
@@ -267,6 +294,28 @@ mod tests {
             let before = life;
             assert!(!life.overrule(Next::Restart));
             assert_eq!(life, before);
+        }
+    }
+
+    #[test]
+    fn what_the_operator_wants_while_images_are_loaded_is_obeyed() {
+        for (wanted, rests) in [(Next::Crashed, Life::Crashed), (Next::Off, Life::Off)] {
+            let mut life = Life::Watching { end: RESET, until_us: 1 };
+            assert!(!life.rest(), "it is to start over, so its images are loaded");
+            assert!(life.overrule(wanted));
+            assert!(!life.start());
+            assert!(life.rest());
+            assert_eq!(life, rests);
+        }
+    }
+
+    #[test]
+    fn a_vm_starts_from_rest_or_from_a_watch_that_leads_there_and_from_nowhere_else() {
+        for mut life in ALL {
+            let before = life;
+            let starts = matches!(before, Life::Off | Life::Watching { .. });
+            assert_eq!(life.start(), starts);
+            assert_eq!(life, if starts { Life::Running } else { before });
         }
     }
 

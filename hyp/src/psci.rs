@@ -1,6 +1,8 @@
 //! What a guest's `HVC` and `SMC` calls mean: PSCI 1.1 (Arm DEN 0022) and SMCCC 1.1 (Arm DEN 0028), both
 //! conduits alike.
 
+use core::sync::atomic::{AtomicU32, Ordering};
+
 use arm_psci::{AffinityInfo, ErrorCode, Function, FunctionId, Mpidr, PsciFeature};
 use smmu::addr::Ipa;
 
@@ -24,6 +26,29 @@ pub trait Cpus {
     ///
     /// `AlreadyOn` or `OnPending` if it is not off.
     fn start(&self, index: usize, entry: Ipa, context: u64) -> Result<(), ErrorCode>;
+}
+
+/// How many virtual CPUs of a VM are on or told to start, those that are going off left out.
+#[derive(Debug, Default)]
+pub struct CpusOn(AtomicU32);
+
+impl CpusOn {
+    /// The first CPU is told to start, and no other is on.
+    pub fn first(&self) {
+        self.0.store(1, Ordering::Relaxed);
+    }
+
+    /// One that is on tells another to start.
+    pub fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One that is on asks to go off; returns whether it may, and then it has to. The last one may not, nor may all that
+    /// ask at the same time: a VM without any CPU could never be woken again.
+    pub fn leave(&self) -> bool {
+        let less = |on| (on > 1).then(|| on - 1);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
 }
 
 /// What a call comes to.
@@ -126,6 +151,7 @@ fn features(id: PsciFeature) -> Result<u64, ErrorCode> {
 #[cfg(test)]
 mod tests {
     use core::cell::Cell;
+    use std::thread;
 
     use super::*;
 
@@ -218,6 +244,46 @@ mod tests {
         assert_eq!(call(&[0x8400_0009, 0, 0, 0], &cpus), Outcome::SystemReset);
         assert_eq!(call(&[0xc400_0012, 0, 0, 0], &cpus), Outcome::SystemReset);
         assert_eq!(call(&[0x8400_0002, 0, 0, 0], &cpus), Outcome::CpuOff);
+    }
+
+    #[test]
+    fn the_last_cpu_does_not_go_off() {
+        let cpus = CpusOn::default();
+        cpus.first();
+        assert!(!cpus.leave());
+        cpus.add();
+        assert!(cpus.leave());
+        assert!(!cpus.leave());
+        cpus.add();
+        cpus.first();
+        assert!(!cpus.leave(), "a VM starts with one CPU, however many it ended with");
+    }
+
+    #[test]
+    fn of_two_cpus_that_go_off_together_one_stays() {
+        const ROUNDS: u32 = 10_000;
+        let (cpus, arrivals) = (CpusOn::default(), AtomicU32::new(0));
+        cpus.first();
+        cpus.add();
+        let race = || {
+            let rounds = (1..=ROUNDS).map(|round| {
+                arrivals.fetch_add(1, Ordering::AcqRel);
+                // No barrier of the library's: it would wake one after the other.
+                while arrivals.load(Ordering::Acquire) < 2 * round {
+                    core::hint::spin_loop();
+                }
+                let left = cpus.leave();
+                if !left {
+                    cpus.add();
+                }
+                left
+            });
+            rounds.collect::<std::vec::Vec<_>>()
+        };
+        let [one, other] = thread::scope(|scope| {
+            [scope.spawn(race), scope.spawn(race)].map(|thread| thread.join().unwrap())
+        });
+        assert!(one.iter().zip(&other).all(|(one, other)| one != other));
     }
 
     #[test]

@@ -501,15 +501,15 @@ fn end_watch(vm: &Vm, end: End) {
     // Other VMs' interrupts may be this CPU's to serve.
     vm.ram.scrub(|| interrupts::service(None));
     mark_end(vm, end, What::Scrubbed);
-    // Whatever the operator wanted meanwhile.
-    let Life::Watching { end, .. } = *vm.life.lock() else { return };
-    match end.next {
-        Next::Off => *vm.life.lock() = Life::Off,
-        Next::Crashed => *vm.life.lock() = Life::Crashed,
-        Next::Restart => {
-            if let Err(error) = vm.boot() {
-                vm.say(Level::Error, Say::Always, format_args!("{}: {error}", vm.name()));
-                *vm.life.lock() = Life::Crashed;
+    // What the operator wants while its images are loaded keeps it from starting.
+    while !vm.life.lock().rest() {
+        match vm.boot() {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => {
+                // Whatever it opened before that.
+                let _ = iommus.close(vm.index, vm.vmid);
+                return quarantine(vm, error);
             }
         }
     }

@@ -29,6 +29,7 @@ use crate::mem::guest::{GuestRam, OutOfMemory, OutsideRam};
 use crate::mem::shared::TableWords;
 use crate::ownership::{Owned, VmFunctions};
 use crate::pci::{self, Request, ResetPolicy, Scope};
+use crate::psci::CpusOn;
 use crate::takeover::{self, Suspicion};
 use crate::teardown::{Teardowns, reopened};
 use crate::vgic::{self, PhysicalSpi, Vgic};
@@ -215,6 +216,8 @@ pub struct Vm {
     pub uart: Mutex<VirtualUart>,
     /// Its CPUs.
     pub vcpus: Vec<Vcpu, MAX_CPUS>,
+    /// How many of them are on.
+    pub cpus_on: CpusOn,
     /// Where it is between birth and death.
     pub life: Mutex<Life>,
     /// Whether its CPUs have to leave guest code for good.
@@ -310,6 +313,7 @@ impl Vm {
             smmu,
             uart: Mutex::new(VirtualUart::default()),
             vcpus,
+            cpus_on: CpusOn::default(),
             life: Mutex::new(Life::default()),
             stopping: AtomicBool::new(false),
             suspicion: Suspicion::default(),
@@ -341,17 +345,23 @@ impl Vm {
         }
     }
 
-    /// Loads its images and tells its first CPU to start. Its RAM holds nothing but zeros, no CPU of it runs.
+    /// Loads its images and tells its first CPU to start, unless something else is to follow by then; returns whether it
+    /// starts. Its RAM holds nothing but zeros and what this wrote before, no CPU of it runs.
     ///
     /// # Errors
     ///
-    /// [`VmError::Image`].
-    pub fn boot(&self) -> Result<(), VmError> {
+    /// [`VmError::Image`], or [`VmError::Stream`]: then some of its streams may be open.
+    pub fn boot(&self) -> Result<bool, VmError> {
         let images = [Some(self.config.kernel), self.config.initrd, Some(self.config.device_tree)];
         for image in images.into_iter().flatten() {
             self.ram.copy_in(image.load, image.data).map_err(|OutsideRam| VmError::Image)?;
         }
         cache::invalidate_instructions();
+        // Held until its streams are open: an end that comes meanwhile closes them.
+        let mut life = self.life.lock();
+        if !life.start() {
+            return Ok(false);
+        }
         if self.config.dma_at_boot == DmaAtBoot::Stage2 {
             for (function, past) in self.functions.iter().zip(self.pasts.lock().iter()) {
                 if *past == Past::Clean {
@@ -363,13 +373,13 @@ impl Vm {
         // As long as its first CPU runs alone.
         takeover::suspect(self);
         self.stopping.store(false, Ordering::Release);
-        *self.life.lock() = Life::Running;
+        self.cpus_on.first();
         *self.vcpus[0].power.lock() = Power::Starting {
             entry: self.config.entry,
             argument: self.config.device_tree.load.raw(),
         };
         machine::gic().kick(self.vcpus[0].cpu);
-        Ok(())
+        Ok(true)
     }
 
     /// Opens the stream of one of its functions; returns whether it was closed.
@@ -434,12 +444,6 @@ impl Vm {
         iommu.is_some_and(|iommu| {
             iommu.lock().stream_mut(function.sid).is_some_and(|stream| stream.state().is_open())
         })
-    }
-
-    /// Whether no CPU but number `index` runs or is about to.
-    pub fn is_last(&self, index: usize) -> bool {
-        let mut others = self.vcpus.iter().enumerate().filter(|(other, _)| *other != index);
-        others.all(|(_, vcpu)| *vcpu.power.lock() == Power::Off)
     }
 
     /// Whether none of its CPUs runs guest code.

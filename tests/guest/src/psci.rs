@@ -35,6 +35,8 @@ pub const OFF: Status = 1;
 pub const NOT_SUPPORTED: Status = -1;
 /// An argument names nothing that exists.
 pub const INVALID_PARAMETERS: Status = -2;
+/// The CPU may not go off.
+pub const DENIED: Status = -3;
 /// The CPU is on.
 pub const ALREADY_ON: Status = -4;
 

@@ -21,6 +21,7 @@ mod victim;
 
 use self::check::{Check, check, expect};
 pub use self::forger::disturb;
+pub use self::smp::go_off_together;
 use crate::edu::{Edu, Operation, Transfer};
 use crate::machine::Machine;
 use crate::pci::Function;

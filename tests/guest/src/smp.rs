@@ -28,6 +28,8 @@ pub enum Order {
     Reply = 3,
     /// Get into the way of the CPU that booted, as [`role::disturb`] says.
     Disturb = 4,
+    /// Go off together with another one, as [`role::go_off_together`] says.
+    OffTogether = 5,
 }
 
 struct Mailbox {
@@ -46,7 +48,6 @@ static MAILBOXES: [Mailbox; MAX_CPUS] = [const {
     }
 }; MAX_CPUS];
 static COUNTER: AtomicU64 = AtomicU64::new(0);
-static BOOT_AFFINITY: AtomicU64 = AtomicU64::new(0);
 
 /// Asks PSCI to start the CPU of this index and waits until it runs.
 ///
@@ -54,9 +55,23 @@ static BOOT_AFFINITY: AtomicU64 = AtomicU64::new(0);
 ///
 /// What PSCI answered, if that is not `SUCCESS`; `None` if it did but the CPU does not come.
 pub fn start(machine: &Machine, index: usize) -> Result<(), Option<Status>> {
-    BOOT_AFFINITY.store(cpu::affinity(), Ordering::Relaxed);
+    MAILBOXES[0].affinity.store(cpu::affinity(), Ordering::Release);
+    start_at(machine.affinities[index], index)
+}
+
+/// Likewise a CPU that ran before, the one that booted included. It begins with `order`.
+///
+/// # Errors
+///
+/// As for [`start`].
+pub fn start_again(index: usize, order: Order) -> Result<(), Option<Status>> {
+    MAILBOXES[index].order.store(order as u32, Ordering::Release);
+    start_at(found_affinity(index), index)
+}
+
+fn start_at(affinity: u64, index: usize) -> Result<(), Option<Status>> {
     let before = boots(index);
-    let arguments = [machine.affinities[index], boot::secondary_entry_address(), index as u64];
+    let arguments = [affinity, boot::secondary_entry_address(), index as u64];
     match psci::psci(function::CPU_ON, arguments) {
         psci::SUCCESS => {}
         status => return Err(Some(status)),
@@ -95,7 +110,12 @@ pub fn patiently(done: impl FnMut() -> bool) -> bool {
     timer::poll_every_ms(1, Deadline::after_ms(PATIENCE_MS), done)
 }
 
-/// What a CPU does that was started by another one.
+/// Likewise, and sees it as soon as it holds.
+pub fn at_once(done: impl FnMut() -> bool) -> bool {
+    timer::poll_every_ms(0, Deadline::after_ms(PATIENCE_MS), done)
+}
+
+/// What a CPU does that was started by another one; its stack is empty then.
 pub fn secondary(index: usize) -> ! {
     let mailbox = &MAILBOXES[index];
     gic::start_cpu();
@@ -114,9 +134,11 @@ pub fn secondary(index: usize) -> ! {
                 COUNTER.fetch_add(1, Ordering::Relaxed);
             }
         } else if order == Order::Reply as u32 {
-            gic::send_sgi(REPLY, BOOT_AFFINITY.load(Ordering::Relaxed));
+            gic::send_sgi(REPLY, found_affinity(0));
         } else if order == Order::Disturb as u32 {
             role::disturb();
+        } else if order == Order::OffTogether as u32 {
+            role::go_off_together(index);
         } else if order == Order::Off as u32 {
             let status = psci::psci(function::CPU_OFF, [0; 3]);
             println!("guest: CPU_OFF returned {status}");

@@ -1,7 +1,8 @@
 // Entry of every CPU: from EL2 to EL1 if need be, MMU and caches on, stack, then Rust.
 //
 // The image starts with an arm64 Image header, so that it can be loaded both as a flat binary entered at its
-// start and as a kernel. Register use: x19 = device tree, x20 = CPU index; both survive until Rust is called.
+// start and as a kernel. Register use: x19 = device tree, x20 = CPU index, x21 = whether another CPU started
+// this one, which may be the first one as well; all survive until Rust is called.
 
     .section .text.entry, "ax"
     .globl  _start
@@ -20,11 +21,13 @@ _start:
 primary:
     mov     x19, x0
     mov     x20, xzr
+    mov     x21, xzr
     b       setup
 
     .globl  secondary_entry
 secondary_entry:
     mov     x20, x0
+    mov     x21, #1
 
 setup:
     msr     daifset, #0xf
@@ -97,7 +100,7 @@ el1:
     mov     sp, x0
     mov     x29, xzr
     mov     x30, xzr
-    cbnz    x20, 2f
+    cbnz    x21, 2f
 
     ldr     x0, =__bss_start
     ldr     x1, =__bss_end

@@ -1,4 +1,6 @@
-//! The CPU suite: every CPU on, working, off and on again, by PSCI.
+//! The CPU suite: every CPU on, working, off and on again, by PSCI, which lets the last one not go.
+
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::{Check, done, expect};
 use crate::arch::{boot, cpu};
@@ -11,6 +13,8 @@ use crate::{gic, interrupt};
 const CYCLES: u32 = 5;
 /// An affinity that no machine has.
 const NOBODY: u64 = 0xff_00ff_fff0;
+/// How often two CPUs, which are all that are on, go off together.
+const PARTINGS: u32 = 200;
 
 pub fn run(machine: &Machine) -> Result<(), &'static str> {
     let own = cpu::affinity() & 0xff_00ff_ffff;
@@ -28,8 +32,41 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
     if machine.cpus > 1 {
         others(machine, on);
     }
+    expect("cpu-off-the-last", psci::psci(function::CPU_OFF, [0; 3]), psci::DENIED);
+    if machine.cpus > 1 {
+        expect("cpu-on-the-second", smp::start(machine, 1), Ok(()));
+        smp::order(machine, 1, Order::OffTogether);
+        go_off_together(0);
+    }
     done("smp");
     Ok(())
+}
+
+/// The first two CPUs meet and go off at the same time, again and again. The one that has to stay starts the other one,
+/// at last ends the suite, and may be either: so this returns on neither.
+pub fn go_off_together(index: usize) -> ! {
+    static ARRIVALS: AtomicU32 = AtomicU32::new(0);
+    let other = 1 - index;
+    let mut met = Check::new("cpus-meet");
+    let mut denied = Check::new("cpu-off-together-denied");
+    let mut off = Check::new("cpu-off-together");
+    let mut started = Check::new("cpu-on-again");
+    loop {
+        let parting = ARRIVALS.fetch_add(1, Ordering::AcqRel) / 2 + 1;
+        let both = || ARRIVALS.load(Ordering::Acquire) == 2 * parting;
+        met.that(smp::at_once(both), format_args!("CPU {index} waited alone"));
+        denied.same(psci::psci(function::CPU_OFF, [0; 3]), psci::DENIED);
+        // Whoever comes here stayed.
+        let gone = smp::patiently(|| psci::affinity_info(smp::found_affinity(other)) == psci::OFF);
+        off.that(gone, format_args!("CPU {other} stayed as well"));
+        if !gone || parting == PARTINGS {
+            break;
+        }
+        started.same(smp::start_again(other, Order::OffTogether), Ok(()));
+    }
+    drop((met, denied, off, started));
+    done("smp");
+    psci::system_off()
 }
 
 fn others(machine: &Machine, on: impl Fn(u64, u64) -> psci::Status) {
