@@ -48,7 +48,7 @@ impl Stage {
     fn files(self, options: &setup::Options) -> Result<Vec<GuestFile>> {
         match self {
             Self::Lives => {
-                let mut files = linux::program(options, "kexec-tools", "sbin/kexec")?;
+                let mut files = linux::program(options, setup::KEXEC, "sbin/kexec")?;
                 for (name, text) in [
                     ("adopt", include_str!("linux/adopt.sh")),
                     ("registers", include_str!("linux/registers.sh")),
@@ -57,11 +57,11 @@ impl Stage {
                     files.push(GuestFile { path, mode: 0o755, data: text.into() });
                 }
                 for tool in ["usr/bin/fdtget", "usr/bin/fdtput"] {
-                    files.extend(linux::program(options, "device-tree-compiler", tool)?);
+                    files.extend(linux::program(options, setup::DEVICE_TREE, tool)?);
                 }
                 Ok(files)
             }
-            Self::Load => linux::program(options, "fio", "usr/bin/fio"),
+            Self::Load => linux::program(options, setup::FIO, "usr/bin/fio"),
             Self::Hotplug | Self::Bystander | Self::Symbols => Ok(Vec::new()),
         }
     }

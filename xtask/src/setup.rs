@@ -20,7 +20,7 @@ mod rust;
 mod sources;
 mod system;
 
-pub use debian::{Flavor, Kernel};
+pub use debian::{DEVICE_TREE, FIO, Flavor, KEXEC, Kernel, U_BOOT};
 pub use qemu::{OLDEST as OLDEST_QEMU, Qemu, Version};
 pub use rust::Target;
 
@@ -88,7 +88,7 @@ pub struct Needs {
     pub qemu: bool,
     /// The Rust target of the bare-metal images.
     pub rust_target: bool,
-    /// Guest kernels, and the user space that serves them all.
+    /// Guest kernels; with any, all that runs beside them.
     pub linux: &'static [Flavor],
 }
 
@@ -161,8 +161,8 @@ pub fn check(needs: &Needs, options: &Options) -> Vec<Item> {
         items.push(item(&format!("Debian arm64 kernel {flavor}"), found));
     }
     if !needs.linux.is_empty() {
-        let found = cache.as_ref().and_then(debian::present_busybox);
-        items.push(item("Debian arm64 busybox-static", found));
+        let packages = debian::packages(cache.as_ref()).into_iter();
+        items.extend(packages.map(|(name, found)| item(&format!("Debian arm64 {name}"), found)));
     }
     items
 }
@@ -179,7 +179,7 @@ pub fn ensure(needs: &Needs, options: &Options) -> Result<(), Missing> {
         ensure_linux(options, flavor)?;
     }
     if !needs.linux.is_empty() {
-        ensure_busybox(options)?;
+        debian::ensure_packages(options)?;
     }
     Ok(())
 }
@@ -236,7 +236,8 @@ mod tests {
         let options = Options { cache: Some(root.path().join("cache")), ..Options::default() };
         let needs = Needs { linux: &[Flavor::Cloud6_1], ..Needs::default() };
         let items = check(&needs, &options);
-        assert_eq!(items.len(), 2);
+        assert_eq!(items.len(), 6);
+        assert!(items.iter().any(|item| item.to_string().contains("kexec-tools")));
         assert!(items.iter().all(|item| matches!(item.state, State::Missing { .. })));
         assert!(items[0].to_string().contains("cloud-6.1"));
         assert!(!root.path().join("cache").exists());

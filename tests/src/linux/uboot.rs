@@ -5,8 +5,6 @@ use flate2::Crc;
 use xtask::linux::GuestFile;
 use xtask::setup::{self, Options};
 
-/// The suite whose U-Boot drives virtio devices behind an IOMMU.
-const SUITE: &str = "trixie";
 /// Where U-Boot is in the image: it runs at any multiple of 4 KiB.
 const U_BOOT: usize = 0x1000;
 /// Where its default environment starts.
@@ -68,7 +66,8 @@ const SIZE: usize = 4 * (STUB.len() - 2);
 ///
 /// What could not be fetched, or is not built as expected.
 pub fn image(options: &Options) -> Result<GuestFile> {
-    let tree = setup::ensure_package(options, "u-boot-qemu", SUITE)?;
+    let (package, suite) = setup::U_BOOT;
+    let tree = setup::ensure_package(options, package, suite)?;
     let path = tree.join("usr/lib/u-boot/qemu_arm64/u-boot.bin");
     let mut u_boot = std::fs::read(&path).with_context(|| path.display().to_string())?;
     command(&mut u_boot).with_context(|| path.display().to_string())?;

@@ -15,6 +15,16 @@ const ARCHITECTURE: &str = "arm64";
 const USER_SPACE: &str = "bookworm";
 /// The package with the guests' user space.
 const BUSYBOX: &str = "busybox-static";
+/// The package with `kexec`.
+pub const KEXEC: &str = "kexec-tools";
+/// The package with `fdtget` and `fdtput`.
+pub const DEVICE_TREE: &str = "device-tree-compiler";
+/// The package with `fio`.
+pub const FIO: &str = "fio";
+/// The packages of the programs that the tests run in a guest.
+const PROGRAMS: [&str; 3] = [KEXEC, DEVICE_TREE, FIO];
+/// The package with U-Boot for QEMU, and the suite whose U-Boot drives virtio devices behind an IOMMU.
+pub const U_BOOT: (&str, &str) = ("u-boot-qemu", "trixie");
 
 const MISSING: Wanted = Wanted {
     what: "Debian's arm64 packages for the Linux guest",
@@ -208,10 +218,28 @@ fn kernel_parts(names: &[String]) -> Vec<String> {
     names.iter().filter(part).cloned().collect()
 }
 
-/// Where the busybox in the cache is and its version.
-pub fn present_busybox(cache: &Cache) -> Option<(String, String)> {
-    let entry = cache.get(&package_key(BUSYBOX, USER_SPACE))?;
-    Some((entry.path.display().to_string(), entry.version))
+/// Every package beside the kernels, and where it is in the cache with its version.
+pub fn packages(cache: Option<&Cache>) -> Vec<(&'static str, Option<(String, String)>)> {
+    let (u_boot, suite) = U_BOOT;
+    let single =
+        [(BUSYBOX, package_key(BUSYBOX, USER_SPACE)), (u_boot, package_key(u_boot, suite))];
+    let all = single.into_iter().chain(PROGRAMS.map(|name| (name, program_key(name))));
+    let found = |key: &str| {
+        let entry = cache?.get(key)?;
+        Some((entry.path.display().to_string(), entry.version))
+    };
+    all.map(|(name, key)| (name, found(&key))).collect()
+}
+
+/// Gets every package of [`packages`].
+pub fn ensure_packages(options: &Options) -> Result<(), Missing> {
+    ensure_busybox(options)?;
+    ensure_package(options, U_BOOT.0, U_BOOT.1)?;
+    PROGRAMS.iter().try_for_each(|name| ensure_program(options, name).map(drop))
+}
+
+fn program_key(name: &str) -> String {
+    package_key(&format!("{name}+libraries"), USER_SPACE)
 }
 
 fn package_key(name: &str, suite: &str) -> String {
@@ -230,7 +258,7 @@ pub fn ensure_busybox(options: &Options) -> Result<PathBuf, Missing> {
 
 /// See [`super::ensure_program`].
 pub fn ensure_program(options: &Options, name: &str) -> Result<PathBuf, Missing> {
-    let key = package_key(&format!("{name}+libraries"), USER_SPACE);
+    let key = program_key(name);
     ensure(options, &key, name, USER_SPACE, |apt| {
         let mut packages = apt.closure(&[name])?;
         packages.retain(|package| {
