@@ -183,19 +183,37 @@ impl DeviceArg {
     /// Whether it is known to have no reset of its own. Others may have none either: EL2 looks at the real
     /// capabilities.
     pub fn has_no_reset(&self) -> bool {
-        const WITHOUT: [&str; 12] = [
+        const WITHOUT: [&str; 30] = [
             "AC97",
             "ES1370",
+            "ahci",
             "e1000",
             "e1000-82540em",
             "e1000-82544gc",
             "e1000-82545em",
             "edu",
             "es1370",
+            "ich9-ahci",
+            "ich9-usb-ehci1",
+            "ich9-usb-ehci2",
+            "ich9-usb-uhci1",
+            "ich9-usb-uhci2",
+            "ich9-usb-uhci3",
+            "ich9-usb-uhci4",
+            "ich9-usb-uhci5",
+            "ich9-usb-uhci6",
             "intel-hda",
             "iommu-testdev",
+            "lsi",
+            "lsi53c810",
+            "lsi53c895a",
+            "nec-usb-xhci",
             "pci-ohci",
+            "piix3-usb-uhci",
+            "piix4-usb-uhci",
+            "qemu-xhci",
             "rtl8139",
+            "usb-ehci",
         ];
         WITHOUT.contains(&self.driver.as_str())
     }
@@ -326,6 +344,14 @@ mod tests {
         assert!(matches!(refused("virtio-blk-device,drive=d"), DeviceError::VirtioMmio(_)));
         assert_eq!(device("virtio-blk-pci,iommu_platform=on").check_confined(), Ok(()));
         assert_eq!(device("nvme").check_confined(), Ok(()));
+    }
+
+    #[test]
+    fn what_has_no_reset_is_known_by_its_driver() {
+        for driver in ["edu", "ich9-ahci", "usb-ehci", "qemu-xhci", "lsi53c895a"] {
+            assert!(device(driver).has_no_reset(), "{driver}");
+        }
+        assert!(!device("nvme").has_no_reset() && !device("igb").has_no_reset());
     }
 
     #[test]
