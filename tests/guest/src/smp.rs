@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::arch::boot::{self, MAX_CPUS};
-use crate::arch::cpu;
+use crate::arch::{cpu, kexec};
 use crate::machine::Machine;
 use crate::psci::{self, Status, function};
 use crate::timer::{self, Deadline};
@@ -30,6 +30,8 @@ pub enum Order {
     Disturb = 4,
     /// Go off together with another one, as [`role::go_off_together`] says.
     OffTogether = 5,
+    /// Ring the doorbell of [`ring`], and never stop.
+    Ring = 6,
 }
 
 struct Mailbox {
@@ -48,6 +50,7 @@ static MAILBOXES: [Mailbox; MAX_CPUS] = [const {
     }
 }; MAX_CPUS];
 static COUNTER: AtomicU64 = AtomicU64::new(0);
+static DOORBELL: AtomicU64 = AtomicU64::new(0);
 
 /// Asks PSCI to start the CPU of this index and waits until it runs.
 ///
@@ -100,6 +103,13 @@ pub fn order(machine: &Machine, index: usize, order: Order) {
     gic::send_sgi(gic::DOORBELL, machine.affinities[index]);
 }
 
+/// Has the CPU of this index write indices to the doorbell at `address` for as long as the VM lives, whatever kernel runs
+/// on the others.
+pub fn ring(machine: &Machine, index: usize, address: u64) {
+    DOORBELL.store(address, Ordering::Relaxed);
+    order(machine, index, Order::Ring);
+}
+
 /// How many orders the CPU of this index carried out.
 pub fn answers(index: usize) -> u32 {
     MAILBOXES[index].answers.load(Ordering::Acquire)
@@ -139,6 +149,8 @@ pub fn secondary(index: usize) -> ! {
             role::disturb();
         } else if order == Order::OffTogether as u32 {
             role::go_off_together(index);
+        } else if order == Order::Ring as u32 {
+            kexec::ring(DOORBELL.load(Ordering::Relaxed));
         } else if order == Order::Off as u32 {
             let status = psci::psci(function::CPU_OFF, [0; 3]);
             println!("guest: CPU_OFF returned {status}");

@@ -9,6 +9,7 @@ use platform::report::{Cause, StreamState, What};
 use tests::run::{Run, boot, qemu, request};
 use xtask::exit::Exit;
 use xtask::run::Outcome;
+use xtask::vm::{Cpus, Said};
 
 use crate::Test;
 
@@ -19,6 +20,7 @@ pub const TESTS: &[Test] = &[
         named("es1370-kexec", Cause::MmuOff, &["--cpu", "max"])
     }),
     ("qemu::death_of_a_recorder_that_was_kept_from_the_bus", kept_from_the_bus),
+    ("qemu::death_while_another_cpu_issues_commands", beside_another_cpu),
     ("qemu::death_with_the_smmu_switched_off", || {
         named("shutdown-bypass", Cause::SmmuDisable, &[])
     }),
@@ -126,6 +128,28 @@ fn kept_from_the_bus() -> Result<()> {
             });
             let stream = report.stream(SOURCE);
             !reopened && stream.is_some_and(|stream| stream.stopped_after_teardown.count > 0)
+        })?;
+    Ok(())
+}
+
+/// The kernel's second CPU never goes off: it has all STEs read again while the first one starts another kernel, and goes
+/// on with that afterwards. No late command of it opens what was closed.
+fn beside_another_cpu() -> Result<()> {
+    let mut request = request(&["--scenario", "es1370-crash", "--cpu", "max"])?;
+    for vm in &mut request.vms {
+        vm.cpus = Said::new(Cpus::Count(2), "the test");
+    }
+    survived(boot(&request)?, Cause::CrashKexec)?
+        .printed("late DMA: 00:02.0 (")?
+        .holds("commands came all the time", |outcome| {
+            let vm = outcome.verdict.report.vm("lineage");
+            let rings = vm.and_then(|vm| vm.exits.by_reason.get("smmu-commands"));
+            rings.is_some_and(|rings| *rings > 1000)
+        })?
+        .holds("its stream never opened after the close", |outcome| {
+            let report = &outcome.verdict.report;
+            let first = report.vm("lineage").and_then(|vm| vm.teardowns.first());
+            first.is_some_and(|end| end.moments.iter().all(|m| m.what != What::Reopened))
         })?;
     Ok(())
 }

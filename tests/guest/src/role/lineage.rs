@@ -14,9 +14,10 @@ use crate::machine::Machine;
 use crate::pci::{self, Bus, COMMAND_BUS_MASTER};
 use crate::println;
 use crate::psci;
-use crate::smmu::format::{gbpa, register, ste};
+use crate::smmu::format::{command, gbpa, register, ste};
 use crate::smmu::{self, Pool, Registers, Shape, Smmu, Stage1};
 use crate::timer::{self, Deadline};
+use crate::{gic, smp};
 
 /// How much of RAM is handed on, from its start: natively there may be more.
 const SPAN: u64 = 16 << 20;
@@ -107,6 +108,14 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
             live.next.accesses()
         );
     }
+    if let Some(registers) = smmu
+        && machine.cpus > 1
+    {
+        // Its second CPU goes on with that whatever kernel comes.
+        gic::start(machine);
+        smp::start(machine, 1).map_err(|_| "the second CPU does not start")?;
+        smp::ring(machine, 1, registers.address(register::CMDQ_PROD));
+    }
     lives.iter().for_each(|live| live.release());
     // Orders that the devices have not even taken would not outlive anybody.
     timer::poll_every_ms(1, Deadline::after_ms(TAKING_MS), || false);
@@ -139,6 +148,8 @@ fn translate<'a>(
         let sid = smmu::stream_id(machine, live::find(source, bus)?)?;
         smmu.set_ste(sid, &ste::stage1(stage1.context))?;
     }
+    // Whoever rings the doorbell has all STEs read again.
+    (0..smmu.commands.size()).for_each(|index| smmu.commands.put(index, command::CFGI_ALL));
     Ok(registers)
 }
 
