@@ -2,7 +2,8 @@
 //! built or started.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 /// Runs xtask where it can find no QEMU, fetch nothing and build nothing: whatever goes beyond its input fails
 /// otherwise than with exit code 2.
@@ -187,6 +188,49 @@ fn a_terminal_that_is_gone_changes_no_exit_code() {
         let status = command(folder.path(), arguments).stdout(full()).stderr(full()).status();
         assert_eq!(status.unwrap().code(), Some(3), "{arguments:?}");
     }
+}
+
+/// What answers like QEMU and then says nothing for ever.
+const SILENT: &str = r#"#!/bin/sh
+case "$*" in
+    *--version*) echo "QEMU emulator version 10.0.2" ;;
+    *help*) echo "  cortex-a72" ;;
+    *) echo $$ > started.new && mv started.new started && exec sleep 600 ;;
+esac
+"#;
+
+#[test]
+fn a_signal_ends_qemu_and_the_run_and_leaves_nothing() {
+    let folder = folder(&[]);
+    let place = folder.path().join("temporary");
+    std::fs::create_dir(&place).unwrap();
+    // A shell writes it: were it open for writing here, another test's fork could keep it busy for `exec`.
+    let write = "printf %s \"$0\" > silent && chmod 755 silent";
+    let mut sh = Command::new("sh");
+    sh.args(["-c", write, SILENT]).current_dir(folder.path());
+    assert!(sh.status().unwrap().success());
+    let run = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["qemu", "--native", "--kernel", "kernel", "--qemu", "./silent", "--timeout", "120"])
+        .current_dir(folder.path())
+        .env("TMPDIR", &place)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let started = folder.path().join("started");
+    for _ in 0..6000 {
+        if started.exists() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let qemu = std::fs::read_to_string(started).unwrap();
+    let killed = Command::new("sh").arg("-c").arg(format!("kill -TERM {}", run.id())).status();
+    assert!(killed.unwrap().success());
+    let output = run.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("interrupted by SIGTERM"));
+    assert_eq!(std::fs::read_dir(place).unwrap().count(), 0);
+    assert!(!Path::new("/proc").join(qemu.trim()).exists());
 }
 
 #[test]
