@@ -259,8 +259,20 @@ fn try_target(target: &str) -> Result<String> {
     let outcome = Programs::build(&[target.to_owned()])?.fuzz(target, FUZZ)?;
     Ok(match outcome {
         Outcome::Clean(_) => format!("{PASSED}: {outcome}"),
-        Outcome::Finding(_) => outcome.to_string(),
+        Outcome::Finding(what) => {
+            say!("{target}: a finding:\n{what}");
+            format!("a finding: {}", gist(&what))
+        }
     })
+}
+
+/// What a target said when it broke off, in one line and without a place on this machine.
+fn gist(finding: &str) -> String {
+    let Some((_, said)) = finding.split_once("panicked at ") else {
+        return finding.lines().next().unwrap_or_default().to_owned();
+    };
+    let said: Vec<&str> = said.lines().take_while(|line| !line.starts_with("note: ")).collect();
+    said.join(" ")
 }
 
 fn try_line(case: &str, options: &setup::Options) -> String {
@@ -353,6 +365,14 @@ mod tests {
             .flat_map(|(_, cases)| cases())
             .collect();
         assert!(TESTS.iter().all(|test| all.contains(&Case::Test(test))));
+    }
+
+    #[test]
+    fn a_finding_is_kept_in_one_line() {
+        let finding = "NEW_FUNC[1/3]: 0x55\n\nthread '<unnamed>' (25013) panicked at tests/fuzz/a.rs:68:9:\n\
+            Interrupt { intid: 46 }\nnote: run with `RUST_BACKTRACE=1`\nto see it again: /x/y";
+        assert_eq!(gist(finding), "tests/fuzz/a.rs:68:9: Interrupt { intid: 46 }");
+        assert_eq!(gist("it hung\nfor long"), "it hung");
     }
 
     #[test]
