@@ -109,6 +109,42 @@ fn every_fact_of_qemus_machine_is_found() {
     assert_eq!(host.intx.interrupt(bdf("00:07.5"), Pin::C), Some(level(36)));
 }
 
+/// Years apart, and the same machine: only how an interrupt line or a phandle is numbered may differ.
+#[test]
+fn every_version_of_qemu_describes_the_same_machine() {
+    let now = discover(NESTED).unwrap();
+    // The second UART was the secure world's alone.
+    for (version, tree, uarts) in
+        [("7.2", captured!("qemu-7.2"), 1), ("11.1", captured!("qemu-11.1"), 2)]
+    {
+        let other = discover(tree).unwrap_or_else(|refusal| panic!("{version}: {refusal}"));
+        assert_eq!(other.memory, [range(0x4000_0000, 512 * MIB)], "{version}");
+        assert_eq!((&other.cpus, other.psci), (&now.cpus, now.psci), "{version}");
+        let (ours, theirs) = (&now.gic, &other.gic);
+        assert_eq!(theirs.distributor, ours.distributor, "{version}");
+        assert_eq!(theirs.redistributors, ours.redistributors, "{version}");
+        assert_eq!(
+            (theirs.its[0].range, theirs.maintenance),
+            (ours.its[0].range, ours.maintenance)
+        );
+        assert_eq!((other.timers.virtual_, other.timers.hypervisor), (level(27), level(26)));
+        assert_eq!(other.uarts.len(), uarts, "{version}");
+        assert!(other.uarts.iter().all(|uart| now.uarts.contains(uart)), "{version}");
+        assert_eq!(other.smmus[0].range, now.smmus[0].range, "{version}");
+        assert_eq!(other.smmus[0].interrupts, now.smmus[0].interrupts, "{version}");
+        let (ours, theirs) = (&now.pcie[0], &other.pcie[0]);
+        assert_eq!((theirs.ecam, &theirs.windows), (ours.ecam, &ours.windows), "{version}");
+        for function in ["00:01.0", "00:1f.7", "ff:00.0"].map(bdf) {
+            let stream = |host: &PcieHost| host.iommu_map.stream(function).map(|(_, sid)| sid);
+            assert_eq!(stream(theirs), stream(ours), "{version}: {function}");
+            for pin in Pin::ALL {
+                let line = |host: &PcieHost| host.intx.interrupt(function, pin);
+                assert_eq!(line(theirs), line(ours), "{version}: {function}");
+            }
+        }
+    }
+}
+
 #[test]
 fn cpus_and_memory_are_counted() {
     for (blob, cpus, memory) in [
