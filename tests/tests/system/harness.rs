@@ -32,7 +32,7 @@ fn refused_by_qemu() -> Result<()> {
         (&["--native", "--device", "nvme,drive=nowhere"], "QEMU refuses the machine"),
         (
             &["--vm", &nested, "--machine-version", "9.1", "--smmu-stage", "2"],
-            "VM a has stage1 = \"nested\", but this machine's SMMU has one stage",
+            "nested.toml:4: smmu.stage1: this machine's SMMU has one stage",
         ),
     ] {
         let Err(error) = qemu(arguments) else { anyhow::bail!("{arguments:?} was accepted") };
