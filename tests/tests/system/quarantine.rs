@@ -35,6 +35,8 @@ fn quarantined(scenario: &str, cause: Cause) -> Result<()> {
     claim.value.reset = Reset::Auto;
     let [device] = &mut request.devices[..] else { anyhow::bail!("{scenario} has one device") };
     device.device.driver = "e1000e".into();
+    // It never gets to what the operator waits for.
+    request.actions.clear();
     // The run ends when the first one does.
     request.vms.insert(0, victim(60));
 
