@@ -263,17 +263,9 @@ impl Stage2 {
         {
             return None;
         }
-        let mut parent = None;
-        let mut slot = self.root_slot(ipa.raw());
-        while let Entry::Table { at, borrowed } = slot.read(memory) {
-            if borrowed {
-                return None;
-            }
-            parent = Some((slot, at));
-            slot = Slot::in_table(at, slot.level + 1, ipa.raw());
-        }
-        let (parent, table) = parent?;
-        let level = slot.level;
+        // A table of another root's is no leaf.
+        let (way, Slot { level, .. }) = self.lowest(memory, ipa.raw());
+        let (parent, table) = way?;
         let first = Slot { at: table, level };
         let Entry::Leaf { pa, attributes } = first.read(memory) else { return None };
         let alike = (0..ENTRIES).all(|index| {
@@ -296,14 +288,8 @@ impl Stage2 {
         let end = self.checked_end(ipa, size).ok()?;
         let mut at = ipa.raw();
         while at < end {
-            let mut parent = None;
-            let mut slot = self.root_slot(at);
-            while let Entry::Table { at: table, borrowed: false } = slot.read(memory) {
-                parent = Some((slot, table));
-                slot = Slot::in_table(table, slot.level + 1, at);
-            }
-            let level = slot.level;
-            if let Some((parent, table)) = parent
+            let (way, Slot { level, .. }) = self.lowest(memory, at);
+            if let Some((parent, table)) = way
                 && (0..ENTRIES).all(|index| memory.load(table.add(index * 8)) == 0)
             {
                 memory.store(parent.at, Descriptor::INVALID.0);
@@ -445,10 +431,7 @@ impl Stage2 {
     ) -> Result<(), Stage2Error> {
         let mut at = start;
         while at < end {
-            let mut slot = self.root_slot(at);
-            while let Entry::Table { at: table, borrowed: false } = slot.read(memory) {
-                slot = Slot::in_table(table, slot.level + 1, at);
-            }
+            let (_, slot) = self.lowest(memory, at);
             if slot.read(memory) != Entry::Invalid {
                 visit(at, slot)?;
             }
@@ -480,6 +463,17 @@ impl Stage2 {
             Some(end) if size > 0 && end <= 1 << self.format.ipa_bits() => Ok(end),
             _ => Err(Stage2Error::OutOfRange),
         }
+    }
+
+    /// The lowest entry for an address in a table of this root's own; and if that table is not the root, which entry leads
+    /// to it and where it is.
+    fn lowest<M: Memory>(&self, memory: &M, at: u64) -> (Option<(Slot, Pa)>, Slot) {
+        let (mut way, mut slot) = (None, self.root_slot(at));
+        while let Entry::Table { at: table, borrowed: false } = slot.read(memory) {
+            way = Some((slot, table));
+            slot = Slot::in_table(table, slot.level + 1, at);
+        }
+        (way, slot)
     }
 
     /// The root's entry for an address. Concatenated tables are one long table.
