@@ -1,13 +1,13 @@
 //! Linux guests that do more than test their disks once.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use xtask::linux::{self, Extra, GuestFile};
 use xtask::request::Request;
 use xtask::setup::{self, Flavor};
 use xtask::size::MIB;
 use xtask::vm::{Content, Cpus, Said, Vm};
 
-use crate::run::request;
+use crate::run::{Run, request};
 
 pub mod lives;
 pub mod patch;
@@ -111,6 +111,22 @@ pub fn machine(flavor: Flavor, stage: Stage, append: &str, options: &[&str]) -> 
     let mut request = request(&[&["--linux"], options].concat())?;
     request.vms[0].content = content(flavor, stage, append, &request.setup)?;
     Ok(request)
+}
+
+/// Requires that Linux has both of its disks in a domain of this type.
+///
+/// # Errors
+///
+/// The types that it printed.
+pub fn disks_are_in(run: &Run, domain: &str) -> Result<()> {
+    let types = |line: &&String| line.starts_with("[linux] @iommu 0000:");
+    let types: Vec<&String> = run.outcome.console.iter().filter(types).collect();
+    for slot in ["03", "04"] {
+        // In full: one type is the start of another.
+        let wanted = format!("[linux] @iommu 0000:00:{slot}.0 type={domain}");
+        ensure!(types.contains(&&wanted), "no {wanted:?} in {types:?}");
+    }
+    Ok(())
 }
 
 /// Lets the first VM's kernel count how often it takes memory away from its devices, from its first driver on, and

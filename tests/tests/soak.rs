@@ -1,12 +1,12 @@
 //! What takes too long for every change and is more than one run: `cargo xtask soak` runs these one by one.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use platform::bundle::OnCrashKexec;
 use platform::report::Cause;
 use tests::built_in;
 use tests::cost::{self, Size};
-use tests::linux::{Stage, add, add_bystander, lives, machine};
+use tests::linux::{Stage, add, add_bystander, disks_are_in, lives, machine};
 use tests::run::boot;
 use xtask::setup::Flavor;
 use xtask::size::MIB;
@@ -96,13 +96,7 @@ fn kernel(flavor: Flavor) -> Result<()> {
             let append = format!("rounds=5 {append}");
             let options = [&["--smp", cpus], &TIMEOUT[..]].concat();
             let run = boot(&machine(flavor, Stage::Hotplug, &append, &options)?)?.passed()?;
-            let of = |slot| format!("[linux] @iommu 0000:00:{slot}.0 type={domain}");
-            for wanted in ["03", "04"].map(of) {
-                let types = |line: &&String| line.starts_with("[linux] @iommu 0000:");
-                let types: Vec<&String> = run.outcome.console.iter().filter(types).collect();
-                // In full: one type is the start of another.
-                ensure!(types.contains(&&wanted), "{append}: no {wanted:?} in {types:?}");
-            }
+            disks_are_in(&run, domain).with_context(|| append.clone())?;
         }
     }
     Ok(())

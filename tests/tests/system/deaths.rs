@@ -3,7 +3,6 @@
 //! Here is one of each device and of most ways to go; `cargo xtask soak deaths` runs all combinations.
 
 use anyhow::Result;
-use evidence::report::Teardown;
 use platform::bundle::Reopen;
 use platform::report::{Cause, StreamState, What};
 use tests::run::{Run, boot, qemu, request};
@@ -91,6 +90,13 @@ fn was_reset(outcome: &Outcome, how: &str) -> bool {
     armed && quiesced.any(|q| q.address == "00:02.0" && q.how == how && q.clean)
 }
 
+/// Whether no stream opened again after any end of the VM.
+fn stays_closed(outcome: &Outcome) -> bool {
+    outcome.verdict.report.vm("lineage").is_some_and(|vm| {
+        vm.teardowns.iter().flat_map(|end| &end.moments).all(|m| m.what != What::Reopened)
+    })
+}
+
 /// C5: a reset and bus mastering are no evidence where the manifest says `reopen = "smmu"`. The successor has no driver
 /// of the SMMU, so its disk, reset as it is, never does anything for it.
 fn never_reopened() -> Result<()> {
@@ -103,12 +109,10 @@ fn never_reopened() -> Result<()> {
         .holds("EL2 knew that it was armed, and reset it", |outcome| was_reset(outcome, "flr"))?
         .holds("its stream never opened after the close", |outcome| {
             let report = &outcome.verdict.report;
-            let first = report.vm("lineage").and_then(|vm| vm.teardowns.first());
-            let reopened = |end: &Teardown| end.moments.iter().any(|m| m.what == What::Reopened);
             let Some(stream) = report.stream(SOURCE) else { return false };
             let mut open = stream.history.iter().filter(|entered| entered.state.is_open());
             // What the first kernel's driver asked for was the last.
-            first.is_some_and(|end| !reopened(end))
+            stays_closed(outcome)
                 && !stream.state.is_open()
                 && open.next_back().is_some_and(|last| last.state == StreamState::Nested)
         })?;
@@ -122,12 +126,8 @@ fn kept_from_the_bus() -> Result<()> {
         .printed("late DMA: 00:02.0 (")?
         .printed("[lineage] @again source=es1370 refused")?
         .holds("it was heard, and its stream did not open again", |outcome| {
-            let report = &outcome.verdict.report;
-            let reopened = report.vm("lineage").is_none_or(|vm| {
-                vm.teardowns.iter().flat_map(|end| &end.moments).any(|m| m.what == What::Reopened)
-            });
-            let stream = report.stream(SOURCE);
-            !reopened && stream.is_some_and(|stream| stream.stopped_after_teardown.count > 0)
+            let stream = outcome.verdict.report.stream(SOURCE);
+            stays_closed(outcome) && stream.is_some_and(|s| s.stopped_after_teardown.count > 0)
         })?;
     Ok(())
 }
@@ -146,11 +146,7 @@ fn beside_another_cpu() -> Result<()> {
             let rings = vm.and_then(|vm| vm.exits.by_reason.get("smmu-commands"));
             rings.is_some_and(|rings| *rings > 1000)
         })?
-        .holds("its stream never opened after the close", |outcome| {
-            let report = &outcome.verdict.report;
-            let first = report.vm("lineage").and_then(|vm| vm.teardowns.first());
-            first.is_some_and(|end| end.moments.iter().all(|m| m.what != What::Reopened))
-        })?;
+        .holds("its stream never opened after the close", stays_closed)?;
     Ok(())
 }
 
