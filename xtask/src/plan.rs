@@ -173,8 +173,8 @@ fn share_cpus(vms: &[Vm]) -> Result<Vec<Vec<u32>>> {
     Ok(shares)
 }
 
-/// Lists the devices to place; those that do not plug into PCI come second, with how many of the first are before them. The last part says whether the bus of
-/// every device is known.
+/// Lists the devices to place; those that do not plug into PCI come second, with how many of the first are before them.
+/// The last part says whether the bus of every device is known.
 fn wanted(
     vms: &[Vm],
     devices: &[UserDevice],

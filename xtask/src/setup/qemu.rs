@@ -17,7 +17,7 @@ use super::{Missing, Options, Wanted};
 pub const PROGRAM: &str = "qemu-system-aarch64";
 /// The oldest release whose SMMU does both stages; set-up looks for this one.
 pub const WANTED: Version = Version(9, 1, 0);
-/// The oldest release that a user may name; before the one that is fetched its SMMU does stage 2 only.
+/// The oldest release that a user may name; before `WANTED` its SMMU does stage 2 only.
 pub const OLDEST: Version = Version(8, 1, 0);
 
 const MISSING: Wanted = Wanted {
