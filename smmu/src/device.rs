@@ -514,7 +514,8 @@ impl<'a, H: Hardware> Smmu<'a, H> {
             let (concern, verdict) = match self.streams.find(event.sid) {
                 Some(stream) => {
                     let (owner, verdict) = stream.record(&event, sequence, now_us, &self.budgets);
-                    (Concern { owner, is_owners: stream.is_owners(&event) }, verdict)
+                    let is_owners = stream.is_owners(&event, self.format.ipa_bits());
+                    (Concern { owner, is_owners }, verdict)
                 }
                 None => (Concern::default(), Verdict::Keep),
             };

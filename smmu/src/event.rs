@@ -187,9 +187,18 @@ impl Event {
         }
     }
 
-    /// Whether stage 2 refused the transaction itself: no business of what owns stage 1.
-    pub fn is_of_stage2(&self) -> bool {
+    /// Whether stage 2 refused the transaction itself, at an address of the guest's `ipa_bits` of them: no business
+    /// of what owns stage 1.
+    pub fn is_of_stage2(&self, ipa_bits: u8) -> bool {
         self.stage.is_some_and(|stage| stage.stage2 && stage.class == FaultClass::Input)
+            && !self.is_beyond(ipa_bits)
+    }
+
+    /// Whether stage 1 sent the transaction beyond `ipa_bits` of addresses. Where the SMMU has more of them than its
+    /// guest was told of, it is stage 2 that finds this out (section 3.4).
+    pub fn is_beyond(&self, ipa_bits: u8) -> bool {
+        self.stage.is_some_and(|stage| stage.class == FaultClass::Input)
+            && self.ipa().is_some_and(|ipa| ipa.raw() >> ipa_bits != 0)
     }
 
     /// The page of the guest's address space that stage 2 refused, if it was stage 2.
@@ -222,7 +231,7 @@ mod tests {
         assert_eq!(event.input, Some(Input { address: Iova::new(0x1_1238), write: true }));
         assert_eq!(event.stage, Some(Stage { stage2: true, class: FaultClass::Input }));
         assert_eq!(event.ipa(), Some(Ipa::new(0x1_1000)));
-        assert!(event.is_of_stage2());
+        assert!(event.is_of_stage2(40));
         // The same, read.
         assert!(!record([0x10, 0x10, 0, 0x288, 0x1_1238, 0, 0x1_1238, 0]).input.unwrap().write);
         // A write to a read-only page.
@@ -230,10 +239,10 @@ mod tests {
         // A stage-1 fault has no IPA; a CD that stage 2 does not map is a read of one.
         let event = record([0x10, 0x10, 0, 0x200, 0x2_2abc, 0, 0, 0]);
         assert_eq!((event.stage.unwrap().stage2, event.ipa()), (false, None));
-        assert!(!event.is_of_stage2());
+        assert!(!event.is_of_stage2(40));
         let event = record([0x10, 0x10, 0, 0x88, 0, 0, 0x4017_0000, 0]);
         assert_eq!(event.stage, Some(Stage { stage2: true, class: FaultClass::Cd }));
-        assert!(!event.is_of_stage2());
+        assert!(!event.is_of_stage2(40));
         // No STE, and a bad one.
         assert_eq!(record([2, 0x10, 0, 0, 0, 0, 0, 0]).kind.name(), "C_BAD_STREAMID");
         let event = record([4, 0x10, 0, 0, 0, 0, 0, 0]);

@@ -253,6 +253,7 @@ enum CommandError {
 #[derive(Debug)]
 pub struct VirtualSmmu {
     vmid: Vmid,
+    ipa_bits: u8,
     features: Features,
     sid_bits: u8,
     registers: Registers,
@@ -288,6 +289,7 @@ impl VirtualSmmu {
         let smmus = streams.iter().fold(0, |mask, stream| mask | 1 << stream.map.smmu);
         Self {
             vmid: config.vmid,
+            ipa_bits: config.ipa_bits,
             features: config.features,
             sid_bits: config.sid_bits.min(32),
             registers: Registers::new(config.features.identify(config.sid_bits, config.ipa_bits)),
@@ -406,7 +408,7 @@ impl VirtualSmmu {
                 None
             }
             View::Refused(refused) => Some(event::refused(event, stream.map.virt, refused)),
-            View::Stage1(context) => event::stage1(event, stream.map.virt, context),
+            View::Stage1(context) => event::stage1(event, stream.map.virt, context, self.ipa_bits),
         };
         let Some(words) = words else {
             return Forwarded::Ours;

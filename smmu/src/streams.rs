@@ -367,8 +367,8 @@ impl Stream {
     }
 
     /// Whether its owner may have caused this event.
-    pub(crate) fn is_owners(&self, event: &Event) -> bool {
-        self.refuses || self.state == State::Nested && !event.is_of_stage2()
+    pub(crate) fn is_owners(&self, event: &Event, ipa_bits: u8) -> bool {
+        self.refuses || self.state == State::Nested && !event.is_of_stage2(ipa_bits)
     }
 
     /// Accounts for record number `sequence`, taken at `now_us`. Returns whose it is and what follows.

@@ -914,20 +914,23 @@ fn an_event_concerns_its_owner_if_its_own_stage_1_refused() {
     // F_TRANSLATION of an input address, of stage 1 and of stage 2 (section 7.3.13).
     let record =
         |stage2: u64| [0x10 | u64::from(DEVICE.0) << 32, stage2 << 39 | 0b10 << 40, 0x1000, 0];
+    // Of stage 2 also beyond the guest's addresses, where its own stage 1 must have sent the transaction.
+    let beyond = |ipa: u64| [record(1)[0], record(1)[1], 0x1000, ipa];
+    let records = [record(0), record(1), beyond((1 << 40) - 0x1000), beyond(1 << 40)];
     for (to, expected) in [
-        (Configuration::Stage2, [false, false]),
-        (stage1, [true, false]),
-        (Configuration::Refuse, [true, true]),
-        (Configuration::Abort, [false, false]),
+        (Configuration::Stage2, [false; 4]),
+        (stage1, [true, false, false, true]),
+        (Configuration::Refuse, [true; 4]),
+        (Configuration::Abort, [false; 4]),
     ] {
         machine.smmu.configure(DEVICE, &binding, &to).unwrap();
-        for (stage2, expected) in [0, 1].into_iter().zip(expected) {
-            fake.record(record(stage2));
+        for (words, expected) in records.into_iter().zip(expected) {
+            fake.record(words);
             let mut concerns = Vec::new();
             let sink = &mut |_: &Event, concern: Concern| concerns.push(concern);
             machine.smmu.drain_events(8, sink).unwrap();
             let concern = Concern { owner: Some(VM), is_owners: expected };
-            assert_eq!(concerns, [concern], "{to:?}, stage 2: {stage2}");
+            assert_eq!(concerns, [concern], "{to:?}, {words:x?}");
         }
     }
 }

@@ -9,6 +9,7 @@ const C_BAD_STREAMID: u64 = 0x02;
 const C_BAD_STE: u64 = 0x04;
 const F_CD_FETCH: u64 = 0x09;
 const F_WALK_EABT: u64 = 0x0b;
+const F_ADDR_SIZE: u64 = 0x11;
 
 /// PnU, InD and RnW of the transaction.
 const ACCESS: u64 = 0b111 << 33;
@@ -32,9 +33,10 @@ pub fn refused(event: &Event, sid: StreamId, refused: Refused) -> Words {
     }
 }
 
-/// The record of a transaction that the guest's stage 1, whose CD is at `context`, did not translate; `None` if
-/// it was stage 2 that refused the transaction itself, or nothing that the guest could have done.
-pub fn stage1(event: &Event, sid: StreamId, context: Ipa) -> Option<Words> {
+/// The record of a transaction that the guest's stage 1, whose CD is at `context`, did not translate, or not to one of
+/// the guest's `ipa_bits` of addresses; `None` if it was stage 2 that refused the transaction itself, or nothing that
+/// the guest could have done.
+pub fn stage1(event: &Event, sid: StreamId, context: Ipa, ipa_bits: u8) -> Option<Words> {
     let access = event.words[1] & ACCESS;
     let input = event.input.map_or(0, |input| input.address.raw());
     // What the guest's own SMMU would have found missing: memory for a CD or a table.
@@ -52,6 +54,10 @@ pub fn stage1(event: &Event, sid: StreamId, context: Ipa) -> Option<Words> {
                 (FaultClass::Cd, _) => Some(context_fetch),
                 // QEMU leaves S2=0 here.
                 (FaultClass::TableWalk, _) => Some(walk_abort(event.words[3])),
+                // More than `IDR5.OAS` of the guest's SMMU: what its stage 1 would have refused.
+                (FaultClass::Input, true) if event.is_beyond(ipa_bits) => {
+                    Some([header(event, F_ADDR_SIZE, sid), access | CLASS_IN, input, 0])
+                }
                 (FaultClass::Input, true) | (FaultClass::Reserved, _) => None,
             }
         }

@@ -65,6 +65,18 @@ fn a_stage2_fault_of_the_transaction_is_not() {
 }
 
 #[test]
+fn an_address_beyond_the_guests_is_what_its_stage1_would_have_refused() {
+    const F_ADDR_SIZE: u64 = 0x11;
+    // The largest address that a guest with an OAS of 40 bits has, and the next one, on an SMMU with more.
+    let last = event(F_TRANSLATION, PHYS, S2 | READ | IN, 0x1000, (1 << 40) - 0x1000);
+    assert_eq!(told(&last), None);
+    for (ipa, flags) in [(1_u64 << 40, READ), (1 << 43, 0)] {
+        let physical = event(F_TRANSLATION, PHYS, S2 | flags | IN, 0x1000, ipa);
+        assert_eq!(told(&physical), Some([F_ADDR_SIZE | 8 << 32, flags | IN, 0x1000, 0]));
+    }
+}
+
+#[test]
 fn a_missing_cd_or_table_is_an_abort_of_its_fetch() {
     // F_CD_FETCH with the CD's own address.
     let cd = event(F_TRANSLATION, PHYS, S2 | READ, 0x1000, CONTEXT | 0xfff);

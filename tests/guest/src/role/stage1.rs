@@ -274,6 +274,13 @@ impl Suite<'_> {
         self.smmu.set_ste(self.sid, &ste::stage1(NOWHERE))?;
         self.is_stopped(&mut check, IOVA, to, format_args!("a CD that is nowhere"))?;
         self.is_event(&mut check, &[event::F_CD_FETCH], IOVA, false);
+        // A CD with all the output bits there are, and a page just beyond those that this SMMU has.
+        let beyond = 1 << self.identity.output_bits();
+        bad.write_context(&format::wide_context(bad.root, bad.asid));
+        bad.map(&mut self.pool, IOVA, beyond)?;
+        self.smmu.set_ste(self.sid, &ste::stage1(bad.context))?;
+        self.is_stopped(&mut check, IOVA, to, format_args!("beyond OAS"))?;
+        self.is_event(&mut check, &[event::F_ADDR_SIZE], IOVA, false);
         Ok(())
     }
 

@@ -274,6 +274,13 @@ pub const fn context(root: u64, asid: u16) -> [u64; 8] {
     [word0, root, 0, 0xff, 0, 0, 0, 0]
 }
 
+/// The same with 48 bits of output: as many as the SMMU has, if those are fewer.
+pub const fn wide_context(root: u64, asid: u16) -> [u64; 8] {
+    let mut words = context(root, asid);
+    words[0] = words[0] & !(7 << 32) | 5 << 32;
+    words
+}
+
 /// Stage-1 descriptors (VMSAv8-64, 4 KiB granule).
 pub mod stage1 {
     pub const TABLE: u64 = 0b11;
@@ -299,6 +306,7 @@ pub mod event {
     pub const C_BAD_CD: u8 = 0x0a;
     pub const F_WALK_EABT: u8 = 0x0b;
     pub const F_TRANSLATION: u8 = 0x10;
+    pub const F_ADDR_SIZE: u8 = 0x11;
     pub const F_PERMISSION: u8 = 0x13;
 }
 
