@@ -30,6 +30,32 @@ encoding! {
 }
 
 encoding! {
+    /// How much memory an invalidation of device permissions is about (`SIZE`, section 4.6.2).
+    PermissionSize {
+        /// 4 KiB.
+        K4 = 0b0000,
+        /// 16 KiB.
+        K16 = 0b0001,
+        /// 64 KiB.
+        K64 = 0b0010,
+        /// 2 MiB.
+        M2 = 0b0011,
+        /// 32 MiB.
+        M32 = 0b0100,
+        /// 512 MiB.
+        M512 = 0b0101,
+        /// 1 GiB.
+        G1 = 0b0110,
+        /// 16 GiB.
+        G16 = 0b0111,
+        /// 64 GiB.
+        G64 = 0b1000,
+        /// 512 GiB.
+        G512 = 0b1001,
+    }
+}
+
+encoding! {
     /// How the end of a `CMD_SYNC` is signalled (`CS`, section 4.7.3).
     Signal {
         /// Not at all.
@@ -41,10 +67,10 @@ encoding! {
     }
 }
 
-/// An address and how far it reaches, the same in all commands that have one (section 4.4.1.1).
+/// An address, up to bit `top`, and how far it reaches, the same in all commands that have one (section 4.4.1.1).
 macro_rules! by_address {
     (
-        $(#[$doc:meta])* $name:ident {
+        $(#[$doc:meta])* $name:ident [$top:literal] {
             $($(#[$field_doc:meta])* $field:ident: $type:ty = $label:literal [$high:literal : $low:literal],)*
         }
     ) => {
@@ -65,7 +91,7 @@ macro_rules! by_address {
                 /// The granule of the tables.
                 granule: TlbGranule = "TG" [75:74],
                 /// The first address.
-                address: Address = "Address" [127:76],
+                address: Address = "Address" [$top : 76],
             }
             check |it| {
                 let range = (it.number, it.scale, it.level);
@@ -241,7 +267,7 @@ structure! {
 
 by_address! {
     /// `CMD_TLBI_NH_VA`.
-    TlbiNhVa {
+    TlbiNhVa [127] {
         /// The VM.
         vmid: Vmid = "VMID" [47:32],
         /// The address space.
@@ -251,7 +277,7 @@ by_address! {
 
 by_address! {
     /// `CMD_TLBI_NH_VAA`.
-    TlbiNhVaa {
+    TlbiNhVaa [127] {
         /// The VM.
         vmid: Vmid = "VMID" [47:32],
     }
@@ -272,7 +298,7 @@ structure! {
 
 by_address! {
     /// `CMD_TLBI_EL2_VA`.
-    TlbiEl2Va {
+    TlbiEl2Va [127] {
         /// The address space.
         asid: u16 = "ASID" [63:48],
     }
@@ -280,7 +306,7 @@ by_address! {
 
 by_address! {
     /// `CMD_TLBI_EL2_VAA`.
-    TlbiEl2Vaa {}
+    TlbiEl2Vaa [127] {}
 }
 
 structure! {
@@ -293,7 +319,7 @@ structure! {
 
 by_address! {
     /// `CMD_TLBI_S2_IPA`.
-    TlbiS2Ipa {
+    TlbiS2Ipa [119] {
         /// The VM.
         vmid: Vmid = "VMID" [47:32],
     }
@@ -373,7 +399,7 @@ structure! {
         /// What is written.
         data: u32 = "MSIData" [63:32],
         /// Where to; 0: nowhere.
-        address: Address = "MSIAddress" [115:66],
+        address: Address = "MSIAddress" [119:66],
     }
 }
 
@@ -383,11 +409,13 @@ structure! {
 }
 
 structure! {
-    /// `CMD_DPTI_PA`. The places of its three operands are only in the specification's picture.
+    /// `CMD_DPTI_PA`.
     DptiPa: 2 {
-        /// `SIZE`, `Leaf` and the physical address, as the command has them: this much of its first word.
-        operands0: u64 = "Operands of word 0" [63:8],
-        /// And its second.
-        operands1: u64 = "Operands of word 1" [127:64],
+        /// Keep what was cached of the upper level.
+        leaf: bool = "Leaf" [64:64],
+        /// How much from there on.
+        size: PermissionSize = "SIZE" [75:72],
+        /// The first physical address, aligned to the size.
+        address: Address = "Address" [119:76],
     }
 }

@@ -18,9 +18,14 @@ encoding! {
     }
 }
 
-/// A transaction's fault in a stage of translation: the same record whatever the fault is.
+/// A transaction's fault in a stage of translation: the same record whatever the fault is, but for what one kind has
+/// beside it.
 macro_rules! translation_faults {
-    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+    ($(
+        $(#[$doc:meta])* $name:ident {
+            $($(#[$field_doc:meta])* $field:ident: $type:ty = $label:literal [$high:literal : $low:literal],)*
+        }
+    )*) => {$(
         structure! {
             $(#[$doc])*
             $name: 4 {
@@ -44,8 +49,9 @@ macro_rules! translation_faults {
                 stage2: bool = "S2" [103:103],
                 /// While doing what.
                 class: Class = "CLASS" [105:104],
-                /// The walk was for a read.
-                walk_read: bool = "TTRnW" [108:108],
+                $($(#[$field_doc])* $field: $type = $label [$high : $low],)*
+                /// The implementation's own.
+                implementation: u16 = "IMPL_DEF" [127:112],
                 /// The address that the device used.
                 input: Address = "InputAddr" [191:128],
                 /// What stage 2 refused, if it did.
@@ -141,11 +147,18 @@ structure! {
         substream: u32 = "SubstreamID" [31:12],
         /// Its stream.
         stream: StreamId = "StreamID" [63:32],
-        /// How much it asked for and with which permissions, as the record has it: the places of `Span`, `R`, `W`,
-        /// `X` and `PRIV` are only in the specification's picture.
-        request: u64 = "Span and permissions" [127:64],
+        /// How many translations it asked for.
+        span: u8 = "Span" [67:64],
+        /// For a privileged access.
+        privileged: bool = "PRIV" [92:92],
+        /// For execution.
+        execute: bool = "X" [93:93],
+        /// For writes.
+        write: bool = "W" [94:94],
+        /// For reads.
+        read: bool = "R" [95:95],
         /// The address that it asked for.
-        input: Address = "InputAddr" [191:128],
+        input: Address = "InputAddr" [191:140],
     }
 }
 
@@ -154,20 +167,12 @@ structure! {
     StreamDisabled: 4 {
         /// Its stream.
         stream: StreamId = "StreamID" [63:32],
-        /// The substream that must not be used, if that was the reason.
-        substream: u32 = "SubstreamID" [31:12],
-        /// There was one.
-        has_substream: bool = "SSV" [11:11],
     }
 }
 
 structure! {
     /// `F_TRANSL_FORBIDDEN`.
     TranslationForbidden: 4 {
-        /// It had a substream.
-        has_substream: bool = "SSV" [11:11],
-        /// Which.
-        substream: u32 = "SubstreamID" [31:12],
         /// Its stream.
         stream: StreamId = "StreamID" [63:32],
         /// It was a read.
@@ -180,9 +185,7 @@ structure! {
 structure! {
     /// `C_BAD_SUBSTREAMID`.
     BadSubstreamId: 4 {
-        /// There always is one; kept because QEMU and hardware set it.
-        has_substream: bool = "SSV" [11:11],
-        /// The substream.
+        /// The substream: there always is one.
         substream: u32 = "SubstreamID" [31:12],
         /// Its stream.
         stream: StreamId = "StreamID" [63:32],
@@ -230,14 +233,22 @@ structure! {
 
 translation_faults! {
     /// `F_TRANSLATION`.
-    Translation;
+    Translation {}
     /// `F_ADDR_SIZE`.
-    AddressSize;
+    AddressSize {}
     /// `F_ACCESS`.
-    Access;
-    /// `F_PERMISSION`. The places of `Overlay`, `AssuredOnly` and `DirtyBit`, which SMMUv3.4 adds, are only in the
-    /// specification's picture: a record that has one of them does not decode.
-    Permission;
+    Access {}
+    /// `F_PERMISSION`.
+    Permission {
+        /// A dirty state would have had to be set that the SMMU does not set.
+        dirty: bool = "DirtyBit" [106:106],
+        /// The memory was not assured, and nothing else was wrong.
+        assured_only: bool = "AssuredOnly" [107:107],
+        /// The walk was for a read.
+        walk_read: bool = "TTRnW" [108:108],
+        /// The overlay refused it.
+        overlay: bool = "Overlay" [109:109],
+    }
 }
 
 structure! {
@@ -250,7 +261,7 @@ structure! {
         /// Its stream.
         stream: StreamId = "StreamID" [63:32],
         /// The implementation's reason.
-        reason: u16 = "Reason" [79:64],
+        reason: u32 = "Reason" [95:64],
         /// It was privileged.
         privileged: bool = "PnU" [97:97],
         /// It was an instruction fetch.
@@ -276,7 +287,7 @@ structure! {
         /// Its stream.
         stream: StreamId = "StreamID" [63:32],
         /// The implementation's reason.
-        reason: u16 = "Reason" [79:64],
+        reason: u32 = "Reason" [95:64],
     }
 }
 

@@ -457,7 +457,16 @@ Smmu {
         queues_preset: bool = "QUEUES_PRESET" [29:29],
         tables_preset: bool = "TABLES_PRESET" [30:30],
         ecmdq: bool = "ECMDQ" [31:31],
-    }
+    }, check |it| {
+        // PRIQS may be anything where there is no such queue.
+        let limits = [
+            ("SIDSIZE", it.sidsize, 32),
+            ("SSIDSIZE", it.ssidsize, 20),
+            ("EVENTQS", it.eventqs, 19),
+            ("CMDQS", it.cmdqs, 19),
+        ];
+        limits.iter().find(|(_, value, most)| value > most).map(|(name, ..)| *name)
+    };
     /// The virtual ATOS page, section 6.3.3.
     Idr2 = "IDR2", 0x08, 32 {
         ba_vatos: u16 = "BA_VATOS" [9:0],
@@ -606,6 +615,7 @@ Smmu {
         msi_priq_abt_err: bool = "MSI_PRIQ_ABT_ERR" [6:6],
         msi_gerror_abt_err: bool = "MSI_GERROR_ABT_ERR" [7:7],
         sfm_err: bool = "SFM_ERR" [8:8],
+        cmdqp_err: bool = "CMDQP_ERR" [9:9],
         dpt_err: bool = "DPT_ERR" [10:10],
     }
     /// Message of global errors, section 6.3.21.

@@ -204,10 +204,33 @@ fn reserved_encodings_are_named() {
     assert_eq!((command(0x40, 52), command(0x40, 53)), (Ok(()), encoding("Size")));
     assert_eq!((command(0x41, 3 << 12), command(0x3046, 0)), (encoding("Resp"), encoding("CS")));
     assert_eq!(command(0x46 | 1 << 22, 0), encoding("MSH"));
+    assert_eq!((command(0x73, 9 << 8), command(0x73, 10 << 8)), (Ok(()), encoding("SIZE")));
+    // No physical and no intermediate physical address has more than 56 bits.
+    for number in [0x2a, 0x46, 0x73] {
+        let reserved = Reserved::Bits { word: 1, bits: 1 << 56 };
+        assert_eq!(command(number, 1 << 56), Err(reserved), "{number:#x}");
+    }
 
     assert_eq!(Event::decode(&[0x26, 0, 0, 0]), Err(Reserved::Number(0x26)));
     assert_eq!(Event::decode(&[0x10, 3 << 40, 0, 0]), Err(Reserved::Encoding("CLASS")));
     assert_eq!(Event::decode(&[0x04, 0, 0, 1]), Err(Reserved::Bits { word: 3, bits: 1 }));
+    // F_STREAM_DISABLED and F_TRANSL_FORBIDDEN name no substream, C_BAD_SUBSTREAMID always one; F_PERMISSION alone has
+    // flags of its own.
+    let stray = |number: u64, word: usize, bits: u64| {
+        let mut words = [number, 0, 0, 0];
+        words[word] |= bits;
+        Event::decode(&words).err() == Some(Reserved::Bits { word, bits })
+    };
+    assert!([0x06, 0x07, 0x08].iter().all(|number| stray(*number, 0, 1 << 11)));
+    assert!([0x06, 0x07].iter().all(|number| stray(*number, 0, 1 << 12)));
+    assert!(!stray(0x08, 0, 1 << 12));
+    for bit in [42, 43, 44, 45] {
+        assert!([0x10, 0x11, 0x12].iter().all(|number| stray(*number, 1, 1 << bit)), "{bit}");
+        assert!(!stray(0x13, 1, 1 << bit), "{bit}");
+    }
+    // F_BAD_ATS_TREQ names pages, and has gaps in its second word.
+    assert!(stray(0x05, 2, 1 << 11) && !stray(0x05, 2, 1 << 12));
+    assert!([4, 27, 32].iter().all(|bit| stray(0x05, 1, 1 << bit)));
 
     let register = |name, content| {
         let mut layouts = register::ALL.iter().filter(|register| register.name == name);
@@ -215,6 +238,12 @@ fn reserved_encodings_are_named() {
     };
     let refused = |name| Some(Reserved::Encoding(name));
     assert_eq!((register("S2PII", 0xe << 4), register("S2PII", 5 << 60)), (None, refused("S2PII")));
+    let most = 32 | 20 << 6 | 31 << 11 | 19 << 16 | 19 << 21;
+    assert_eq!(register("IDR1", most), None);
+    for (name, low) in [("SIDSIZE", 0), ("SSIDSIZE", 6), ("EVENTQS", 16), ("CMDQS", 21)] {
+        assert_eq!(register("IDR1", most + (1 << low)), refused(name));
+    }
+    assert_eq!((register("GERRORN", 1 << 9), register("GERROR", 1 << 9)), (None, None));
     assert_eq!(register("IDR6", 8 << 24 | 8 << 16), None);
     assert_eq!(register("IDR6", 9 << 16), refused("CMDQ_CONTROL_PAGE_LOG2NUMQ"));
     assert_eq!(register("IDR6", 9 << 24), refused("CMDQ_CONTROL_PAGE_LOG2NUMP"));
@@ -290,6 +319,7 @@ fn encodings_come_back() {
     check(command::TlbGranule::ALL, 2);
     check(command::PriAnswer::ALL, 2);
     check(command::Signal::ALL, 2);
+    check(command::PermissionSize::ALL, 4);
     check(event::Class::ALL, 2);
     check(register::TableLevels::ALL, 2);
     check(register::StallModel::ALL, 2);

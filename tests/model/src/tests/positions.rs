@@ -1,7 +1,9 @@
 //! Where the `smmu` crate's complete formats have their fields, against positions that others wrote down: Linux
 //! (`drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.h`, as of 6.12) and FreeBSD (`sys/arm64/iommu/smmureg.h`) by 64-bit
 //! word, QEMU's SMMU by what it was seen to do, and what these leave out by Renode's model (renode-infrastructure,
-//! `ARM_SMMUv3_Registers.cs`), Marvell's register headers (`ody_smmux_*`) and the text of IHI 0070 G.b.
+//! `ARM_SMMUv3_Registers.cs`), Marvell's register headers (`ody_smmux_*`) and IHI 0070 G.b: its text, and where that has
+//! only a figure, the labels of the figure as two public conversions of it have them (github.com/jpgreninger/smmu,
+//! commits 9254d9b and 3c36f9d).
 
 use smmu::addr::{StreamId, Vmid};
 use smmu::format::command::{self, Command};
@@ -185,7 +187,8 @@ fn commands_are_linuxs() {
         ("MSH", 0, 23, 22),
         ("MSIAttr", 0, 27, 24),
         ("MSIData", 0, 63, 32),
-        ("MSIAddress", 1, 51, 2),
+        // Linux's CMDQ_SYNC_1_MSIADDR_MASK reaches bit 51, later revisions bit 55.
+        ("MSIAddress", 1, 55, 2),
     ];
     check("CMD_SYNC", command::Sync::FIELDS, &sync);
     // CMDQ_RESUME_0_RESP: 0 ends, 1 tries again, 2 aborts.
@@ -330,10 +333,11 @@ fn event_records_are_linuxs_and_qemus() {
         ("RnW", 1, 35, 35),
         ("S2", 1, 39, 39),
         ("CLASS", 1, 41, 40),
-        ("TTRnW", 1, 44, 44),
         ("InputAddr", 2, 63, 0),
     ];
     check("F_TRANSLATION", event::Translation::FIELDS, &linux);
+    check("F_PERMISSION", event::Permission::FIELDS, &linux);
+    check("F_PERMISSION", event::Permission::FIELDS, &[("TTRnW", 1, 44, 44)]);
     for number in [(0x10, "F_TRANSLATION"), (0x11, "F_ADDR_SIZE"), (0x12, "F_ACCESS")] {
         assert!(Event::ALL.contains(&number));
     }
@@ -356,6 +360,68 @@ fn event_records_are_linuxs_and_qemus() {
         let kind = smmu::event::Event::decode([u64::from(*code), 0, 0, 0]).kind;
         assert_eq!(kind.name(), *name);
     }
+}
+
+/// What neither Linux nor QEMU knows, by the figures of IHI 0070 G.b.
+#[test]
+fn rare_operands_are_where_the_figures_have_them() {
+    // Section 4.6.2: Address[55:12] in bits 119 to 76, SIZE in 75 to 72, Leaf in 64.
+    let invalidation = command::DptiPa {
+        leaf: true,
+        size: command::PermissionSize::G512,
+        address: Address(0x80_1234_5678_9000),
+    };
+    let words = [0x73, 0x80_1234_5678_9901];
+    assert_eq!(Command::from(invalidation).encode(), words);
+    assert_eq!(Command::decode(&words), Ok(invalidation.into()));
+    // Section 4.4.3.1: Address[55:12] as well, but not in commands of stage 1.
+    check("CMD_TLBI_S2_IPA", command::TlbiS2Ipa::FIELDS, &[("Address", 1, 55, 12)]);
+    check("CMD_TLBI_EL2_VAA", command::TlbiEl2Vaa::FIELDS, &[("Address", 1, 63, 12)]);
+
+    // Section 7.3.6: R, W, X and P in bits 95 to 92, Span in 67 to 64, InputAddr[63:12] in 191 to 140.
+    let request = event::BadAtsRequest {
+        has_substream: true,
+        substream: 0xabcde,
+        stream: StreamId(0x1234),
+        span: 9,
+        privileged: true,
+        execute: false,
+        write: true,
+        read: false,
+        input: Address(0xffff_8000_1234_5000),
+    };
+    let words = [0x1234_abcd_e805, 0x5000_0009, 0xffff_8000_1234_5000, 0];
+    assert_eq!(Event::from(request).encode(), words);
+    assert_eq!(Event::decode(&words), Ok(request.into()));
+    check("F_BAD_ATS_TREQ", event::BadAtsRequest::FIELDS, &[("R", 1, 31, 31), ("X", 1, 29, 29)]);
+
+    // Section 7.3.16. Bits too narrow for their labels have them beside the figure: of a group the left half from left
+    // to right, then the rest from right to left, as in the figures of SMMU_IDR0, SMMU_GERROR, SMMU_IRQ_CTRL and the
+    // STE, whose places are known. Here: Overlay, TTRnW (Linux's), NSIPA (102), DirtyBit, AssuredOnly of bits 109 to
+    // 106 and 102.
+    let flags = [
+        ("Overlay", 1, 45, 45),
+        ("AssuredOnly", 1, 43, 43),
+        ("DirtyBit", 1, 42, 42),
+        ("IMPL_DEF", 1, 63, 48),
+    ];
+    check("F_PERMISSION", event::Permission::FIELDS, &flags);
+    check("F_ACCESS", event::Access::FIELDS, &flags[3..]);
+    // Sections 7.3.17 and 7.3.18, but 7.3.2 and 7.3.4.
+    check("F_TLB_CONFLICT", event::TlbConflict::FIELDS, &[("Reason", 1, 31, 0)]);
+    check("F_CFG_CONFLICT", event::ConfigConflict::FIELDS, &[("Reason", 1, 31, 0)]);
+    check("F_UUT", event::UnsupportedTransaction::FIELDS, &[("Reason", 1, 15, 0)]);
+    let fetch = [("Reason", 1, 15, 0), ("GPCF", 1, 16, 16), ("FetchAddr", 3, 55, 3)];
+    check("F_STE_FETCH", event::SteFetch::FIELDS, &fetch);
+    check("F_WALK_EABT", event::WalkAbort::FIELDS, &fetch);
+    // Section 7.3.19: pR, pW and pX in bits 103 to 101, uR, uW and uX in 99 to 97.
+    let pages = [
+        ("pR, pW, pX", 1, 39, 37),
+        ("uR, uW, uX", 1, 35, 33),
+        ("Span", 1, 51, 44),
+        ("InputAddr", 2, 63, 12),
+    ];
+    check("E_PAGE_REQUEST", event::PageRequest::FIELDS, &pages);
 }
 
 #[test]
