@@ -12,6 +12,7 @@ use smmu::teardown::Closed;
 use spin::{Mutex, MutexGuard};
 
 use crate::arch::timer;
+use crate::far::far;
 use crate::mem::frames::TableFrames;
 use crate::mem::shared::SmmuHardware;
 use crate::turns::Shared;
@@ -56,8 +57,9 @@ impl Iommu {
         const { assert!(smmu::streams::MAX_STREAMS >= bundle::MAX_STREAMS) }
         static STREAMS: [Mutex<Streams>; MAX_DEVICES] =
             [const { Mutex::new(Streams::new()) }; MAX_DEVICES];
+        static POINTER: &[Mutex<Streams>; MAX_DEVICES] = &STREAMS;
         // Each driver has its streams for ever.
-        let streams = MutexGuard::leak(STREAMS[number].lock());
+        let streams = MutexGuard::leak(far(&POINTER)[number].lock());
         let driver = Smmu::take_over(hardware, config, streams, &mut TableFrames)?;
         Ok(Self { number: number as u8, facts, driver: Shared::new(driver) })
     }

@@ -13,6 +13,8 @@ pub mod console;
 #[cfg(target_os = "none")]
 pub mod emulate;
 pub mod exits;
+#[cfg(target_os = "none")]
+pub mod far;
 pub mod idregs;
 pub mod inbox;
 #[cfg(target_os = "none")]

@@ -20,6 +20,7 @@ use spin::Mutex;
 
 use crate::arch::{firmware, pmu, timer};
 use crate::console::CONSOLE;
+use crate::far::far;
 use crate::life::{End, HandOver, Life, Next, Turn};
 use crate::lines::Say;
 use crate::machine::{self, Hypervisor, gic, hypervisor};
@@ -82,7 +83,8 @@ impl Teardowns {
 
     /// Those of VM number `index`.
     pub fn of(index: usize) -> &'static Mutex<Self> {
-        &TEARDOWNS[index]
+        static POINTER: &[Mutex<Teardowns>; MAX_VMS] = &TEARDOWNS;
+        &far(&POINTER)[index]
     }
 
     /// The last ones, oldest first.

@@ -4,6 +4,8 @@ use core::ops::Range;
 
 use smmu::addr::{PAGE_SIZE, Pa};
 
+use crate::far::far;
+
 /// Bytes of every stack but the first CPU's.
 const STACK_SIZE: u64 = 32768;
 /// Bytes of every emergency stack with its guard; `vectors.S` counts in them too.
@@ -20,9 +22,11 @@ unsafe extern "C" {
 }
 
 macro_rules! symbol {
-    ($name:ident) => {
-        Pa::new(&raw const $name as u64)
-    };
+    ($name:ident) => {{
+        // SAFETY: the linker defines it inside the image or just behind it. Only its address is asked for.
+        static POINTER: &u8 = unsafe { &$name };
+        Pa::new(core::ptr::from_ref(far(&POINTER)).addr() as u64)
+    }};
 }
 
 /// The whole image, stacks included.
