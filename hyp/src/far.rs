@@ -7,5 +7,6 @@ use core::hint::black_box;
 
 /// Where a static is, by way of a pointer to it that the compiler must read and may not know.
 pub fn far<T: ?Sized>(pointer: &'static &'static T) -> &'static T {
-    black_box(pointer)
+    let unknown: &&T = black_box(pointer);
+    unknown
 }
