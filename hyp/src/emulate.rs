@@ -200,6 +200,7 @@ fn memory(running: &mut Running, ipa: Ipa, access: Access) -> Answer {
     if !ipa.is_aligned(access.width.bytes()) {
         return Answer::Nothing;
     }
+    let access = Access { big_endian: vcpu::is_big_endian(&running.registers), ..access };
     let redistributors = || GICR_STRIDE * running.vm.vcpus.len() as u64;
     // First what comes often.
     if let (Some(offset), Some(smmu)) = (within(ipa, SMMU, SMMU_SIZE), &running.vm.smmu) {
@@ -230,7 +231,7 @@ fn config_register(running: &mut Running, offset: u64, access: Access) {
     let hardware = &hypervisor().pci.hardware;
     let mut pci = running.vm.pci.lock();
     if access.write {
-        let value = get(running, access.register);
+        let value = access.stored(get(running, access.register));
         let effects = pci.config_write(hardware, &mut &running.vm.space, offset, width, value);
         if let Some(master) = effects.bus_master
             && master.on
@@ -254,7 +255,9 @@ fn device_register(running: &mut Running, ipa: Ipa, access: Access) -> Answer {
     // Held during the access: a reset that another CPU asks for must not take the function away under it.
     let pci = vm.pci.lock();
     let answer = match (pci.decode(ipa, width), access.write) {
-        (Target::Forward(at), true) => hardware.store(at, width, get(running, access.register)),
+        (Target::Forward(at), true) => {
+            hardware.store(at, width, access.stored(get(running, access.register)))
+        }
         (Target::Forward(at), false) => hardware.load(at, width).map(|value| {
             set(running, access.register, access.extend(value));
         }),
@@ -268,7 +271,7 @@ fn device_register(running: &mut Running, ipa: Ipa, access: Access) -> Answer {
 fn gic_register(running: &mut Running, region: Region, offset: u64, access: Access) {
     running.vm.exits.count(Reason::Gic);
     if access.write {
-        let value = get(running, access.register);
+        let value = access.stored(get(running, access.register));
         running.with_gic(|gic| gic.write(region, offset, access.width, value));
     } else {
         let value = running.with_gic(|gic| gic.read(region, offset, access.width));
@@ -285,7 +288,7 @@ fn smmu_register(running: &mut Running, smmu: &GuestSmmu, offset: u32, access: A
         Width::Double => Some(vsmmu::Width::Double),
         Width::Byte | Width::Half => None,
     };
-    let value = get(running, access.register);
+    let value = access.stored(get(running, access.register));
     vsmmu::write(running, smmu, offset, width, value);
 }
 
@@ -295,7 +298,7 @@ fn uart_register(running: &mut Running, offset: u64, access: Access) {
     let mut uart = vm.uart.lock();
     let before = uart.interrupt();
     let line = if access.write {
-        uart.write(offset, get(running, access.register) & access.width.mask())
+        uart.write(offset, access.stored(get(running, access.register)) & access.width.mask())
     } else {
         let value = uart.read(offset, access.width);
         set(running, access.register, access.extend(value));

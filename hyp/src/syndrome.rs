@@ -17,13 +17,20 @@ pub struct Access {
     pub signed: bool,
     /// Whether the register is used as a 64-bit one.
     pub sixty_four: bool,
+    /// Whether the most significant byte is first in memory. No syndrome says so: it is the guest's state.
+    pub big_endian: bool,
 }
 
 impl Access {
-    /// What a load that read `value` leaves in its register.
+    /// What a store of `register` writes to a device, whose registers are little-endian.
+    pub fn stored(&self, register: u64) -> u64 {
+        if self.big_endian { self.width.swapped(register) } else { register }
+    }
+
+    /// What a load that read `value` from a device leaves in its register.
     pub fn extend(&self, value: u64) -> u64 {
         let bits = self.width.bytes() * 8;
-        let value = value & self.width.mask();
+        let value = self.stored(value) & self.width.mask();
         let extended = if self.signed && bits < 64 {
             (((value << (64 - bits)) as i64) >> (64 - bits)) as u64
         } else {
@@ -120,6 +127,7 @@ impl Trap {
                 register: general(esr >> 16),
                 signed: esr & 1 << 21 != 0,
                 sixty_four: esr & 1 << 15 != 0,
+                big_endian: false,
             },
         }
     }
@@ -139,6 +147,7 @@ mod tests {
             register: Some(3),
             signed: false,
             sixty_four: false,
+            big_endian: false,
         };
         assert_eq!(trap, Trap::Data { ipa: Ipa::new(0x0900_0038), access });
     }
@@ -163,11 +172,34 @@ mod tests {
             register: Some(0),
             signed,
             sixty_four,
+            big_endian: false,
         };
         assert_eq!(load(Width::Byte, false, false).extend(0x1ff), 0xff);
         assert_eq!(load(Width::Byte, true, false).extend(0x80), 0xffff_ff80);
         assert_eq!(load(Width::Half, true, true).extend(0x8000), 0xffff_ffff_ffff_8000);
         assert_eq!(load(Width::Double, false, true).extend(u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn a_big_endian_guest_has_the_bytes_the_other_way_round() {
+        let access = |width, signed| Access {
+            write: false,
+            width,
+            register: Some(0),
+            signed,
+            sixty_four: true,
+            big_endian: true,
+        };
+        for (width, stored) in [
+            (Width::Byte, 0x88),
+            (Width::Half, 0x8877),
+            (Width::Word, 0x8877_6655),
+            (Width::Double, 0x8877_6655_4433_2211),
+        ] {
+            assert_eq!(access(width, false).stored(0x1122_3344_5566_7788), stored);
+            assert_eq!(access(width, false).extend(stored), 0x1122_3344_5566_7788 & width.mask());
+        }
+        assert_eq!(access(Width::Half, true).extend(0x0080), 0xffff_ffff_ffff_8000);
     }
 
     #[test]

@@ -24,6 +24,11 @@ impl Width {
         }
     }
 
+    /// The value whose bytes, of this width, are those of `value` in the other order.
+    pub const fn swapped(self, value: u64) -> u64 {
+        value.swap_bytes() >> (64 - 8 * self.bytes())
+    }
+
     /// The bits of a value of this width.
     pub const fn mask(self) -> u64 {
         u64::MAX >> (64 - 8 * self.bytes())

@@ -175,6 +175,15 @@ pub fn mmu_is_on() -> bool {
 /// `SCTLR_EL1.M`: stage 1 is on.
 pub const SCTLR_M: u64 = 1;
 
+/// Whether the data accesses of the guest code that left `registers` are big-endian (`SCTLR_EL1.EE`, `E0E`).
+pub fn is_big_endian(registers: &GuestRegisters) -> bool {
+    const E0E: u32 = 24;
+    const EE: u32 = 25;
+    /// `M[3:2]` of a PSTATE: the exception level.
+    const LEVEL: u64 = 3 << 2;
+    sctlr_el1() >> if registers.spsr & LEVEL == 0 { E0E } else { EE } & 1 != 0
+}
+
 macro_rules! controls {
     ($register:expr, $value:expr, [$($place:pat => $name:literal),* $(,)?]) => {
         match $register {

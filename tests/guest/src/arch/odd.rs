@@ -287,6 +287,27 @@ macro_rules! without_mmu {
     };
 }
 
+/// Loads a word at `address` and stores `value` there as big-endian code does. With the MMU off, because its tables are
+/// little-endian.
+pub fn exchange_big_endian(address: u64, value: u32) -> u32 {
+    let loaded;
+    // SAFETY: memory is mapped where it is, and in between nothing accesses any but the device at `address`, whose
+    // registers the caller may change; interrupts are masked.
+    unsafe {
+        asm!(
+            "mrs {daif}, daif", "msr daifset, #0xf",
+            "mrs {on}, sctlr_el1", "bic {big}, {on}, #1", "orr {big}, {big}, #1 << 25",
+            "dsb sy", "msr sctlr_el1, {big}", "isb",
+            "ldr {loaded:w}, [{at}]", "str {value:w}, [{at}]",
+            "msr sctlr_el1, {on}", "isb", "msr daif, {daif}",
+            daif = out(reg) _, on = out(reg) _, big = out(reg) _, loaded = out(reg) loaded,
+            at = in(reg) address, value = in(reg) value,
+            options(nostack),
+        )
+    }
+    loaded
+}
+
 /// Switches this CPU's MMU off and on again, as a kernel does that changes its own tables.
 pub fn blink_mmu() {
     without_mmu!();

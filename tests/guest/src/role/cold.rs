@@ -2,7 +2,7 @@
 
 use super::{Check, done};
 use crate::arch::state::{self, EVERYWHERE, POINTER_AUTHENTICATION, Register};
-use crate::arch::{exception, odd};
+use crate::arch::{exception, mem, odd};
 use crate::edu::Edu;
 use crate::machine::Machine;
 use crate::pci::Bus;
@@ -33,8 +33,19 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
         edu.remember(SECOND);
         psci::system_reset()
     }
+    big_endian(machine);
     done("cold");
     Ok(())
+}
+
+/// A register of the UART, from big-endian code. What that leaves of timers and interrupts does not matter any more.
+fn big_endian(machine: &Machine) {
+    const UARTIBRD: u64 = 0x24;
+    let mut check = Check::new("big-endian-accesses");
+    let divisor = machine.uart + UARTIBRD;
+    mem::write32(divisor, 0x1234);
+    check.same(odd::exchange_big_endian(divisor, 0x7856_0000), 0x3412_0000);
+    check.same(mem::read32(divisor), 0x5678);
 }
 
 /// `ID_AA64ISAR1_EL1`: APA, API; with either there are GPA or GPI on every CPU known here.
