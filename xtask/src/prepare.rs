@@ -37,6 +37,8 @@ pub struct Prepared {
     pub qemu: Qemu,
     /// Its machine.
     pub machine: Machine,
+    /// Who owns what on it.
+    pub plan: Plan,
     /// What the verdict has to know of it.
     pub facts: evidence::Machine,
     /// The disks of the Linux guest, which are judged after the run.
@@ -146,6 +148,7 @@ pub fn prepare(request: &Request) -> Result<Prepared> {
     Ok(Prepared {
         qemu,
         machine,
+        plan,
         facts,
         disks,
         smmu_text: hypervisor.map(|image| image.smmu_text),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use clap::ValueEnum as _;
 use platform::bundle::{MAX_CPUS, Stage1};
 use platform::operator::Command;
 use platform::report::Name;
@@ -20,6 +21,7 @@ use crate::manifest;
 use crate::plan::{self, UserDevice};
 use crate::scenario::{Parts, Scenario};
 use crate::setup::{self, Flavor};
+use crate::silence;
 use crate::size::{self, MIB};
 use crate::vm::{Content, Cpus, ROGUE, Said, VICTIM, Vm, check_expected};
 
@@ -77,6 +79,10 @@ pub struct Request {
     pub setup: setup::Options,
     /// Nothing but errors is shown while the run goes on.
     pub quiet: bool,
+    /// QEMU's processor time in which EL2 shows itself.
+    pub patience: Duration,
+    /// The options that make the machine another one than usual.
+    pub machine_options: Vec<String>,
 }
 
 /// An operator action.
@@ -170,6 +176,8 @@ impl Request {
             serial: args.serial.clone(),
             setup,
             quiet: false,
+            patience: silence::PATIENCE,
+            machine_options: machine_options(args),
         };
         if let Some(scenario) = &scenario {
             request.add(scenario.parts());
@@ -185,6 +193,11 @@ impl Request {
         request.check_qemu()?;
         request.check_plan()?;
         Ok(request)
+    }
+
+    /// The options by which the user asked for another machine than the usual one, if there are any.
+    pub fn machine(&self) -> Option<String> {
+        (!self.machine_options.is_empty()).then(|| self.machine_options.join(", "))
     }
 
     /// Adds what a scenario consists of.
@@ -288,6 +301,25 @@ impl Request {
         }
         Ok(())
     }
+}
+
+/// The options that make the machine another one than usual, as they were given.
+fn machine_options(args: &QemuArgs) -> Vec<String> {
+    let stage = args.smmu_stage.and_then(|stage| stage.to_possible_value());
+    let its = (args.its == Switch::Off).then_some("off");
+    let single = [
+        ("--qemu", args.qemu.as_ref().map(|qemu| qemu.display().to_string())),
+        ("--machine-version", args.machine_version.clone()),
+        ("--smmu-stage", stage.map(|stage| stage.get_name().to_owned())),
+        ("--cpu", args.cpu.clone()),
+        ("--its", its.map(str::to_owned)),
+    ];
+    let single = single.into_iter().filter_map(|(option, value)| Some((option, value?)));
+    let repeated = [("--device", &args.devices), ("--qemu-arg", &args.qemu_args)];
+    let repeated = repeated
+        .into_iter()
+        .flat_map(|(option, values)| values.iter().map(move |value| (option, value.clone())));
+    single.chain(repeated).map(|(option, value)| format!("{option} {value}")).collect()
 }
 
 fn vms(args: &QemuArgs, demonstration: bool) -> Result<Vec<Vm>> {

@@ -25,14 +25,14 @@ use crate::linux::LastWrite;
 use crate::machine::RAM_BASE;
 use crate::outputs::Outputs;
 use crate::prepare::{self, Prepared};
+use crate::refusal::{self, Refusal};
 use crate::request::{Action, Request, When};
+use crate::silence::{self, Life};
 
 /// How often it is looked whether QEMU has ended.
 const POLL: Duration = Duration::from_millis(20);
 /// How long EL2 has to report when the time limit has passed.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-/// How long QEMU has to connect EL2's UART.
-const CONNECT: Duration = Duration::from_secs(30);
 /// How many of QEMU's own messages are kept for when it fails.
 const MESSAGES: usize = 40;
 /// How many console lines are kept.
@@ -80,7 +80,8 @@ pub fn run_prepared(request: &Request, prepared: &Prepared) -> Result<Outcome> {
 
 fn boot(request: &Request, prepared: &Prepared, mut outputs: Outputs) -> Result<Outcome> {
     let recorded = record(request, prepared, &mut outputs)?;
-    let mut host = recorded.host;
+    let refusal = recorded.refusal(request, prepared);
+    let mut host = recorded.findings(request, prepared, refusal.as_ref());
     let (report, _) = recorded.report.finish();
     host.extend(prepared.disks.iter().filter_map(|disk| {
         let vm = prepared.facts.vms.get(disk.vm).and_then(|vm| report.vm(&vm.name));
@@ -97,6 +98,9 @@ fn boot(request: &Request, prepared: &Prepared, mut outputs: Outputs) -> Result<
         host: &host,
     });
     let written = outputs.write_report(&verdict);
+    if let Some(Refusal { why, asked: true }) = refusal {
+        return Err(bad_input(why));
+    }
     let exit = match (&recorded.cut, verdict.pass && written.is_ok()) {
         (Some(Cut::Time), _) => Exit::TimedOut,
         (None, true) => Exit::Pass,
@@ -120,9 +124,71 @@ struct Recorded {
     report: Collector,
     trace: Trace,
     console: Vec<String>,
-    host: Vec<String>,
+    /// QEMU's own messages.
+    messages: Vec<String>,
+    /// What could not be read or written.
+    failures: Vec<String>,
+    /// Whether EL2 has shown itself.
+    alive: bool,
+    /// The actions that the operator did not come to, by who wanted them.
+    left: Vec<String>,
+    status: ExitStatus,
     cut: Option<Cut>,
     duration: Duration,
+}
+
+impl Recorded {
+    /// Why nothing ran, if QEMU or EL2 would not run it.
+    fn refusal(&self, request: &Request, prepared: &Prepared) -> Option<Refusal> {
+        let silence = || refusal::silence(request, self.duration, &self.console);
+        match (&self.cut, self.status.code()) {
+            (Some(Cut::Silence), _) => Some(silence()),
+            (Some(Cut::Time | Cut::Signal(_)), _) | (None, None) => None,
+            (None, Some(code)) if code != 0 => {
+                let nothing = self.console.is_empty() && !self.trace.has_guest();
+                nothing.then(|| refusal::by_qemu(&self.messages))
+            }
+            _ if request.native => None,
+            _ if !self.alive => Some(silence()),
+            _ => {
+                let said = self.console.iter().find_map(|line| refusal::said(line))?;
+                // Who has started anybody refuses nothing any more.
+                let none_ran = self.testimony.guests().next().is_none();
+                none_ran.then(|| refusal::by_el2(said, request, &prepared.plan))
+            }
+        }
+    }
+
+    /// What is wrong with the run itself.
+    fn findings(
+        &self,
+        request: &Request,
+        prepared: &Prepared,
+        refusal: Option<&Refusal>,
+    ) -> Vec<String> {
+        let mut findings: Vec<String> = refusal.iter().map(|refusal| refusal.why.clone()).collect();
+        match &self.cut {
+            Some(Cut::Time) => {
+                let limit = request.timeout.unwrap_or_default().as_secs();
+                findings.push(format!("the time limit of {limit} s has passed"));
+                if !(self.alive || request.native) {
+                    let silence = refusal::silence(request, self.duration, &self.console);
+                    findings.push(silence.why);
+                }
+            }
+            Some(Cut::Signal(signal)) => findings.push(format!("interrupted by {signal}")),
+            Some(Cut::Silence) => {}
+            None => {
+                if !self.status.success() && refusal.is_none() {
+                    let memory = &prepared.machine.memory_file;
+                    findings.push(ended(self.status, memory, &self.messages));
+                }
+                findings.extend(self.left.iter().map(|who| format!("{who}: the run ended before")));
+            }
+        }
+        findings.extend(self.failures.iter().cloned());
+        findings
+    }
 }
 
 /// Why a run ends that has not come to its end.
@@ -131,6 +197,8 @@ enum Cut {
     Time,
     /// This program was asked to end by a signal of that name.
     Signal(&'static str),
+    /// EL2 gives no sign of life.
+    Silence,
 }
 
 /// QEMU, which does not outlive this.
@@ -165,13 +233,14 @@ fn record(request: &Request, prepared: &Prepared, outputs: &mut Outputs) -> Resu
     }
 
     let (heard, said) = channel();
-    let console = Console::new(request, prepared, outputs.serial.take(), heard);
+    let life = Life::default();
+    let console = Console::new(request, prepared, outputs.serial.take(), heard, life.clone());
     let console = spawn(qemu.0.stdout.take(), |stdout: ChildStdout| console.listen(stdout))?;
-    let tracer = Tracer::new(outputs.trace.take());
+    let tracer = Tracer::new(outputs.trace.take(), life.clone());
     let tracer = spawn(qemu.0.stderr.take(), |stderr: ChildStderr| tracer.listen(stderr))?;
-    let limit = request.timeout.map(|timeout| started + timeout);
+    let watch = Watch { request, life: &life, started };
     let uart =
-        listener.map(|listener| connect(&listener, &mut qemu.0, limit)).transpose()?.flatten();
+        listener.map(|listener| connect(&listener, &mut qemu.0, &watch)).transpose()?.flatten();
     let (reports, reported) = channel();
     let reader = uart.as_ref().map(UnixStream::try_clone).transpose()?;
     let collector = reader.map(|uart| std::thread::spawn(move || collect(uart, &reports)));
@@ -189,7 +258,7 @@ fn record(request: &Request, prepared: &Prepared, outputs: &mut Outputs) -> Resu
         None => None,
     };
     let mut left: Vec<&Action> = request.actions.iter().collect();
-    let cut = supervise(request, &mut qemu.0, &mut operator, &reported, &said, &mut left, started)?;
+    let cut = supervise(&watch, &mut qemu.0, &mut operator, &reported, &said, &mut left)?;
     drop(sender);
     if cut.is_some() {
         // If it has just ended by itself, that is as good.
@@ -201,37 +270,16 @@ fn record(request: &Request, prepared: &Prepared, outputs: &mut Outputs) -> Resu
     let console = join(console)?;
     let tracer = join(tracer)?;
     let report = collector.map(join).transpose()?.unwrap_or_default();
-    let mut host = Vec::new();
-    host.extend(console.failure.clone());
-    host.extend(tracer.failure.clone());
-    match &cut {
-        Some(Cut::Time) => {
-            let limit = request.timeout.unwrap_or_default().as_secs();
-            host.push(format!("the time limit of {limit} s has passed"));
-        }
-        Some(Cut::Signal(signal)) => host.push(format!("interrupted by {signal}")),
-        None => {
-            let refused = status.code().is_some_and(|code| code != 0);
-            if refused && console.is_silent() && !tracer.trace.has_guest() {
-                return Err(bad_input(format!(
-                    "QEMU refuses the machine: {}",
-                    tracer.messages.join("\n  ")
-                )));
-            }
-            if !status.success() {
-                host.push(ended(status, &machine.memory_file, &tracer.messages));
-            }
-            host.extend(
-                left.iter().map(|action| format!("{}: the run ended before", action.origin)),
-            );
-        }
-    }
     Ok(Recorded {
         testimony: console.testimony,
         report,
         trace: tracer.trace,
         console: console.transcript,
-        host,
+        messages: tracer.messages,
+        failures: console.failure.into_iter().chain(tracer.failure).collect(),
+        alive: life.is_shown(),
+        left: left.iter().map(|action| action.origin.clone()).collect(),
+        status,
         cut,
         duration,
     })
@@ -267,14 +315,39 @@ fn join<T>(thread: JoinHandle<T>) -> Result<T> {
     thread.join().map_err(|_| anyhow!("a thread that listened to QEMU panicked"))
 }
 
+/// When a run has to end that does not end by itself.
+struct Watch<'a> {
+    request: &'a Request,
+    life: &'a Life,
+    started: Instant,
+}
+
+impl Watch<'_> {
+    /// Why it has to end now.
+    fn cut(&self, qemu: &Child) -> Option<Cut> {
+        let elapsed = self.started.elapsed();
+        if let Some(signal) = interrupt::caught() {
+            return Some(Cut::Signal(signal));
+        }
+        if self.request.timeout.is_some_and(|timeout| elapsed >= timeout) {
+            return Some(Cut::Time);
+        }
+        // Whoever debugs or types may have stopped the machine.
+        let Request { native, gdb, interactive, patience, .. } = *self.request;
+        let awaited = !(native || gdb || interactive || self.life.is_shown());
+        let silent =
+            awaited && silence::is_over(patience, elapsed, silence::processor_time(qemu.id()));
+        silent.then_some(Cut::Silence)
+    }
+}
+
 /// Waits for QEMU to connect EL2's UART; `None` if it ends instead, or the run has to.
 fn connect(
     listener: &UnixListener,
     qemu: &mut Child,
-    limit: Option<Instant>,
+    watch: &Watch<'_>,
 ) -> Result<Option<UnixStream>> {
     listener.set_nonblocking(true)?;
-    let deadline = Instant::now() + CONNECT;
     loop {
         match listener.accept() {
             Ok((stream, _)) => {
@@ -284,15 +357,7 @@ fn connect(
             Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => {
                 return Err(error.into());
             }
-            Err(_) if qemu.try_wait()?.is_some() => return Ok(None),
-            Err(_) if interrupt::caught().is_some() => return Ok(None),
-            Err(_) if limit.is_some_and(|limit| Instant::now() >= limit) => return Ok(None),
-            Err(_) if Instant::now() > deadline => {
-                return Err(anyhow!(
-                    "QEMU has not connected EL2's UART for {} s: see what else this machine does, and try again",
-                    CONNECT.as_secs()
-                ));
-            }
+            Err(_) if qemu.try_wait()?.is_some() || watch.cut(qemu).is_some() => return Ok(None),
             Err(_) => std::thread::sleep(POLL),
         }
     }
@@ -301,20 +366,20 @@ fn connect(
 /// Carries out what the operator wants, and takes it from what is `left`, until QEMU ends or has to, in which case EL2
 /// is asked for its report first. Returns why it has to.
 fn supervise<'a>(
-    request: &'a Request,
+    watch: &Watch<'a>,
     qemu: &mut Child,
     operator: &mut Operator,
     reported: &Receiver<()>,
     said: &Receiver<usize>,
     left: &mut Vec<&'a Action>,
-    started: Instant,
 ) -> Result<Option<Cut>> {
     let cut = loop {
         if qemu.try_wait()?.is_some() {
             return Ok(None);
         }
-        let elapsed = started.elapsed();
-        let heard: Vec<&Action> = said.try_iter().map(|index| &request.actions[index]).collect();
+        let elapsed = watch.started.elapsed();
+        let heard: Vec<&Action> =
+            said.try_iter().map(|index| &watch.request.actions[index]).collect();
         left.retain(|action| {
             let due = action.delay().is_some_and(|after| after <= elapsed)
                 || heard.iter().any(|heard| std::ptr::eq(*heard, *action));
@@ -324,17 +389,14 @@ fn supervise<'a>(
             !due
         });
         operator.obey_terminal();
-        if let Some(signal) = interrupt::caught() {
-            break Cut::Signal(signal);
-        }
-        if request.timeout.is_some_and(|timeout| elapsed >= timeout) {
-            break Cut::Time;
+        if let Some(cut) = watch.cut(qemu) {
+            break cut;
         }
         std::thread::sleep(POLL);
     };
     while reported.try_recv().is_ok() {}
     operator.order(&Command::Report);
-    if operator.uart.is_some() {
+    if operator.uart.is_some() && watch.life.is_shown() {
         // A complete report, silence, or QEMU's end: whichever comes, the run is over.
         let _ = reported.recv_timeout(LAST_WORDS);
     }
@@ -460,6 +522,7 @@ struct Console {
     show: bool,
     line: Vec<u8>,
     transcript: Vec<String>,
+    life: Life,
     failure: Option<String>,
 }
 
@@ -469,6 +532,7 @@ impl Console {
         prepared: &Prepared,
         serial: Option<File>,
         heard: Sender<usize>,
+        life: Life,
     ) -> Self {
         let awaited = request.actions.iter().enumerate().filter_map(|(index, action)| {
             let When::Said { vm, text } = &action.when else { return None };
@@ -490,6 +554,7 @@ impl Console {
             show: !request.quiet,
             line: Vec::new(),
             transcript: Vec::new(),
+            life,
             failure: None,
         }
     }
@@ -553,6 +618,9 @@ impl Console {
                 None => false,
             },
         };
+        if guest_spoke || line.starts_with("[el2] ") {
+            self.life.show();
+        }
         if let Some(serial) = self.serial.as_mut().filter(|_| guest_spoke)
             && let Err(error) = writeln!(serial, "{line}")
         {
@@ -562,10 +630,6 @@ impl Console {
             self.transcript.push(line);
         }
     }
-
-    fn is_silent(&self) -> bool {
-        self.transcript.is_empty()
-    }
 }
 
 /// Listens to QEMU's SMMU trace and its messages.
@@ -573,18 +637,22 @@ struct Tracer {
     trace: Trace,
     file: Option<BufWriter<File>>,
     messages: Vec<String>,
+    life: Life,
     failure: Option<String>,
 }
 
 impl Tracer {
-    fn new(file: Option<File>) -> Self {
+    fn new(file: Option<File>, life: Life) -> Self {
         let file = file.map(BufWriter::new);
-        Self { trace: Trace::new(), file, messages: Vec::new(), failure: None }
+        Self { trace: Trace::new(), file, messages: Vec::new(), life, failure: None }
     }
 
     fn listen(mut self, stderr: ChildStderr) -> Self {
         for line in lines(stderr) {
             if self.trace.line(&line) {
+                if self.trace.has_guest() {
+                    self.life.show();
+                }
                 if let Some(Err(error)) = self.file.as_mut().map(|file| writeln!(file, "{line}")) {
                     self.failure.get_or_insert(format!("cannot write --trace: {error}"));
                 }

@@ -1,13 +1,19 @@
 //! What runs have in common: time limits, files, expectations, and input that only QEMU can refuse.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
-use tests::run::qemu;
+use tests::run::{self, qemu, request};
 use xtask::exit::Exit;
+use xtask::prepare;
+use xtask::run::run_prepared;
 
 use crate::Test;
 
 pub const TESTS: &[Test] = &[
     ("qemu::input_that_only_qemu_can_judge_is_refused", refused_by_qemu),
+    ("qemu::what_only_el2_can_judge_is_refused_by_its_line", refused_by_el2),
+    ("qemu::an_el2_that_never_runs_is_noticed", silence),
     ("qemu::a_time_limit_has_its_own_exit_code", time_limit),
     ("qemu::files_are_written", files),
     ("qemu::manifests_choose_cpus_and_slots", manifests),
@@ -39,6 +45,57 @@ fn refused_by_qemu() -> Result<()> {
         ensure!(Exit::of(&error) == Exit::BadInput, "{arguments:?}: {error:#}");
         ensure!(format!("{error:#}").contains(expected), "{arguments:?}: {error:#}");
     }
+    Ok(())
+}
+
+/// QEMU's SD host controller has no reset, which only EL2 finds out.
+fn refused_by_el2() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (manifest, report) = (folder.path().join("a.toml"), folder.path().join("report.json"));
+    let text = "name = \"a\"\nbuiltin = \"victim\"\nmemory = \"16M\"\n[[pci]]\naddress = \"00:01.0\"\n\
+                reset = \"bus-master\"\n[[pci]]\naddress = \"00:05.0\"\n";
+    std::fs::write(&manifest, format!("on-exit = \"restart\"\n{text}"))?;
+    let (manifest, report) = (manifest.to_string_lossy(), report.to_string_lossy());
+    let claimed = ["--vm", &manifest, "--device", "sdhci-pci,addr=5", "--report", &report];
+    for (arguments, expected) in [
+        (
+            &claimed[..],
+            "a.toml:1: on-exit: EL2 refuses it: VM a: on-exit = \"restart\", but 00:05.0",
+        ),
+        (
+            &["--smmu-stage", "1"],
+            "--smmu-stage 1: EL2 refuses it: SMMU at 0x9050000: the SMMU has no",
+        ),
+    ] {
+        let Err(error) = qemu(arguments) else { anyhow::bail!("{arguments:?} was accepted") };
+        ensure!(Exit::of(&error) == Exit::BadInput, "{arguments:?}: {error:#}");
+        ensure!(format!("{error:#}").contains(expected), "{arguments:?}: {error:#}");
+    }
+    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&*report)?)?;
+    let reason = report["reason"].as_str().unwrap_or_default();
+    ensure!(report["verdict"] == "fail" && reason.contains("EL2 refuses it"), "{report}");
+    Ok(())
+}
+
+/// Once something spins in EL2's place, and once the user's own argument keeps the machine from starting.
+fn silence() -> Result<()> {
+    let patience = Duration::from_millis(200);
+    let folder = tempfile::tempdir()?;
+    let spinning = folder.path().join("spinning");
+    std::fs::write(&spinning, 0x1400_0000_u32.to_le_bytes())?;
+    let mut ours = request(&[])?;
+    ours.patience = patience;
+    let mut prepared = prepare::prepare(&ours)?;
+    prepared.machine.boot.kernel = spinning;
+    run::Run { outcome: run_prepared(&ours, &prepared)? }
+        .ended_with(Exit::Fail)?
+        .found("EL2 gives no sign of life")?;
+    let mut users = request(&["--qemu-arg=-incoming defer"])?;
+    users.patience = patience;
+    let Err(error) = run::boot(&users) else { anyhow::bail!("a machine that waits passes") };
+    ensure!(Exit::of(&error) == Exit::BadInput, "{error:#}");
+    let expected = "--qemu-arg -incoming defer: EL2 gives no sign of life: after ";
+    ensure!(error.to_string().starts_with(expected), "{error:#}");
     Ok(())
 }
 
