@@ -12,7 +12,7 @@ use platform::report::Cause;
 use xtask::request::{Action, Request, When};
 use xtask::run::Outcome;
 use xtask::size::MIB;
-use xtask::vm::{Content, Cpus, Said, VICTIM, Vm};
+use xtask::vm::{Cpus, Said, VICTIM, Vm};
 
 use crate::run::{Run, boot, request};
 
@@ -26,11 +26,9 @@ pub fn vm(name: &str, role: &str, cpus: u32) -> Vm {
 
 /// Likewise, with what the role is told in its boot arguments.
 pub fn told(name: &str, role: &str, cpus: u32, append: &str) -> Vm {
-    let content = Content::BuiltIn { role: role.into(), append: append.into() };
     let name = platform::name::parse(name).expect("tests use valid names");
-    let mut vm = Vm::new(Said::new(name, "the test"), content);
+    let mut vm = Vm::built_in(name, role, append, MEMORY, "the test");
     vm.cpus = Said::new(Cpus::Count(cpus), "the test");
-    vm.memory = Said::new(MEMORY, "the test");
     vm
 }
 

@@ -3,8 +3,6 @@
 use std::fmt::Write as _;
 
 use anyhow::{Result, anyhow, bail, ensure};
-use clap::Parser;
-use xtask::cli::{Cli, Command};
 use xtask::exit::Exit;
 use xtask::request::Request;
 use xtask::run::{self, Outcome};
@@ -29,15 +27,7 @@ pub struct Run {
 pub fn request(arguments: &[&str]) -> Result<Request> {
     let limit: &[&str] =
         if arguments.contains(&"--timeout") { &[] } else { &["--timeout", TIMEOUT] };
-    let Command::Qemu(args) =
-        Cli::try_parse_from(["xtask", "qemu"].iter().chain(arguments).chain(limit))?.command
-    else {
-        bail!("not a run");
-    };
-    let mut request = Request::new(&args)?;
-    request.quiet = true;
-    request.setup.quiet = true;
-    Ok(request)
+    Request::quiet(&[arguments, limit].concat())
 }
 
 /// Boots as `cargo xtask qemu` does with these arguments.

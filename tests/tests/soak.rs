@@ -5,9 +5,10 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use platform::bundle::OnCrashKexec;
 use platform::report::Cause;
 use tests::built_in;
-use tests::cost::{self, Size};
+use tests::cost;
 use tests::linux::{Stage, add, add_bystander, disks_are_in, lives, machine};
 use tests::run::boot;
+use xtask::bench::figures::{self, Size};
 use xtask::setup::Flavor;
 use xtask::size::MIB;
 
@@ -48,10 +49,10 @@ fn main() {
 
 /// Streams by memory, each from the least to the most that is promised.
 fn close_cost() -> Result<()> {
-    const STREAMS: [u32; 3] = [1, 8, cost::MOST_STREAMS];
+    const STREAMS: [u32; 3] = [1, 8, figures::MOST_STREAMS];
     let mut of_memory = Vec::new();
     for memory in [64 * MIB, 1024 * MIB, 8192 * MIB] {
-        let cost = |streams| cost::of_close(Size { streams, memory }, &TIMEOUT);
+        let cost = |streams| figures::close(Size { streams, memory }, &TIMEOUT);
         let costs = STREAMS.into_iter().map(cost).collect::<Result<Vec<u64>>>()?;
         println!("{} MiB: {costs:?} instructions for {STREAMS:?} streams", memory / MIB);
         of_memory.push(costs);

@@ -10,7 +10,7 @@ use crate::exit::{Exit, bad_input};
 use crate::request::Request;
 use crate::setup::{self, State};
 use crate::suite::{self, Scope};
-use crate::{ci, fuzz, interrupt, run, soak};
+use crate::{bench, ci, fuzz, interrupt, run, soak};
 
 /// Portcullis: set up what is missing, build, boot in QEMU, judge.
 #[derive(Debug, Parser)]
@@ -30,7 +30,7 @@ pub enum Command {
     Test(TestArgs),
     /// Run matrices, long loads, long fuzzing and mutants.
     Soak(SoakArgs),
-    /// Measure guest against native.
+    /// Measure what things cost, beside what they may.
     Bench(BenchArgs),
     /// Fuzz one target.
     Fuzz(FuzzArgs),
@@ -232,7 +232,7 @@ pub struct SoakArgs {
 /// `cargo xtask bench`.
 #[derive(Args, Clone, Debug)]
 pub struct BenchArgs {
-    /// Write the results here.
+    /// Write the results here, as JSON.
     #[arg(long, value_name = "F")]
     pub json: Option<PathBuf>,
 }
@@ -330,9 +330,7 @@ impl Command {
                 say!("{tally}");
                 Ok(tally.exit())
             }
-            Self::Bench(_) => Err(bad_input(
-                "there is no bench in this version; it has `qemu`, `test`, `soak`, `setup` and `ci`",
-            )),
+            Self::Bench(args) => bench::run(args.json.as_deref(), &setup::Options::default()),
             Self::Fuzz(args) => {
                 let outcome = args.run()?;
                 say!("{}: {outcome}", args.target);

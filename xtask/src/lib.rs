@@ -12,6 +12,7 @@
 #[macro_use]
 mod say;
 
+pub mod bench;
 pub mod builtin;
 pub mod bundle;
 pub mod catalog;

@@ -71,6 +71,19 @@ impl Outputs {
     }
 }
 
+/// Opens and empties the one file that a command leaves, which `option` names.
+///
+/// # Errors
+///
+/// Bad input, if it cannot be written.
+pub fn open_alone(option: &str, path: Option<&Path>) -> Result<Option<File>> {
+    let file = open(option, path)?;
+    if let Some(file) = file.as_ref().filter(|file| file.metadata().is_ok_and(|it| it.is_file())) {
+        file.set_len(0).with_context(|| format!("emptying {option}"))?;
+    }
+    Ok(file)
+}
+
 fn open(option: &str, path: Option<&Path>) -> Result<Option<File>> {
     let Some(path) = path else { return Ok(None) };
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
@@ -160,5 +173,10 @@ mod tests {
             assert_eq!(std::fs::read(&old).unwrap(), b"old");
         }
         outputs(folder.path(), "/dev/null", "/dev/null").unwrap();
+        let error = open_alone("--json", Some(Path::new("/nonexistent/x"))).unwrap_err();
+        assert_eq!(Exit::of(&error), Exit::BadInput);
+        assert!(error.to_string().starts_with("--json /nonexistent/x: "), "{error}");
+        open_alone("--json", Some(&old)).unwrap();
+        assert_eq!(std::fs::read(&old).unwrap(), b"");
     }
 }

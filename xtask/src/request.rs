@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
-use clap::ValueEnum as _;
+use anyhow::{Result, bail};
+use clap::{Parser as _, ValueEnum as _};
 use platform::bundle::{MAX_CPUS, Stage1};
 use platform::operator::Command;
 use platform::report::Name;
 
 use crate::bundle::Payload;
 use crate::catalog::{Catalog, MachineVersion, NESTED_SINCE, NEWEST_WITH_CHOICE};
-use crate::cli::{LogLevel, QemuArgs, SmmuStage, Switch};
+use crate::cli::{Cli, Command as Subcommand, LogLevel, QemuArgs, SmmuStage, Switch};
 use crate::device::{DeviceArg, split_options};
 use crate::exit::bad_input;
 use crate::kernel::Kernel;
@@ -121,6 +121,20 @@ impl Action {
 }
 
 impl Request {
+    /// Checks what a command line of `cargo xtask qemu` asks for, for a caller that tells of the run itself.
+    ///
+    /// # Errors
+    ///
+    /// As [`Request::new`]; or no such command line.
+    pub fn quiet(arguments: &[&str]) -> Result<Self> {
+        let line = ["xtask", "qemu"].iter().chain(arguments);
+        let Subcommand::Qemu(args) = Cli::try_parse_from(line)?.command else { bail!("not a run") };
+        let mut request = Self::new(&args)?;
+        request.quiet = true;
+        request.setup.quiet = true;
+        Ok(request)
+    }
+
     /// Checks what the command line asks for, and everything it names, as far as that needs no QEMU.
     ///
     /// # Errors
@@ -342,11 +356,9 @@ fn vms(args: &QemuArgs, demonstration: bool) -> Result<Vec<Vm>> {
         vms.push(vm("guest0", "--kernel", Content::Kernel { kernel, initrd, append })?);
     } else if demonstration {
         for role in [VICTIM, ROGUE] {
-            let content = Content::BuiltIn { role: role.into(), append: String::new() };
-            let mut vm = vm(role, "the demonstration", content)?;
-            vm.cpus = Said::new(Cpus::Count(1), "the demonstration");
-            vm.memory = Said::new(DEMONSTRATION_MEMORY, "the demonstration");
-            vms.push(vm);
+            let name = platform::name::parse(role).map_err(|error| bad_input(error.to_string()))?;
+            let memory = DEMONSTRATION_MEMORY;
+            vms.push(Vm::built_in(name, role, "", memory, "the demonstration"));
         }
     }
     for path in &args.vms {

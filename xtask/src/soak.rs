@@ -12,10 +12,8 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{Cli, Command as Subcommand};
 use crate::exit::{Exit, bad_input};
 use crate::fuzz::{self, Limit, Outcome, Programs};
 use crate::mutants;
@@ -277,11 +275,8 @@ fn gist(finding: &str) -> String {
 
 fn try_line(case: &str, options: &setup::Options) -> String {
     let outcome = (|| {
-        let line =
-            ["xtask", "qemu", "--timeout", TIMEOUT].into_iter().chain(case.split_whitespace());
-        let Subcommand::Qemu(args) = Cli::try_parse_from(line)?.command else { bail!("not a run") };
-        let mut request = Request::new(&args)?;
-        request.quiet = true;
+        let line: Vec<&str> = ["--timeout", TIMEOUT].into_iter().chain(case.split(' ')).collect();
+        let mut request = Request::quiet(&line)?;
         request.setup = setup::Options { quiet: true, ..options.clone() };
         run::run(&request)
     })();
@@ -348,11 +343,7 @@ mod tests {
             assert!(!cases().is_empty());
             for case in cases() {
                 let Case::Qemu(case) = case else { continue };
-                let line = ["xtask", "qemu"].into_iter().chain(case.split_whitespace());
-                let Subcommand::Qemu(args) = Cli::try_parse_from(line).unwrap().command else {
-                    panic!("{case}")
-                };
-                Request::new(&args).unwrap();
+                Request::quiet(&case.split(' ').collect::<Vec<_>>()).unwrap();
             }
         }
     }

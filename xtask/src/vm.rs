@@ -150,4 +150,14 @@ impl Vm {
             functions: Vec::new(),
         }
     }
+
+    /// A VM of one CPU and `memory` bytes that runs the built-in guest in `role`, with the words of `append` added to its
+    /// bootargs; `origin` wants it.
+    pub fn built_in(name: Name, role: &str, append: &str, memory: u64, origin: &str) -> Self {
+        let content = Content::BuiltIn { role: role.into(), append: append.into() };
+        let mut vm = Self::new(Said::new(name, origin), content);
+        vm.cpus = Said::new(Cpus::Count(1), origin);
+        vm.memory = Said::new(memory, origin);
+        vm
+    }
 }

@@ -65,7 +65,7 @@ fn bad_options_are_refused() {
         (&["qemu", "--device", "edu,addr=2", "--device", "edu,addr=2"], "addr=2.0 is taken by"),
         (&["qemu", "--vm", "nowhere.toml"], "nowhere.toml: "),
         (&["soak", "nonsense"], "there is no soak named `nonsense`"),
-        (&["bench"], "there is no bench in this version"),
+        (&["bench", "--json", "nowhere/b.json"], "--json nowhere/b.json: "),
         (&["fuzz", "nonsense"], "there is no fuzz target named `nonsense`"),
         (&["test", "--host", "--qemu"], "cannot be used with"),
         (&["setup", "--mirror", "nonsense"], "is not a URI"),

@@ -7,9 +7,11 @@
 //! - what QEMU's SMMU did, as its trace tells ([`trace`]).
 //!
 //! [`oracle`] judges the trace against the memory and the stream states that EL2 reported. [`verdict`]
-//! compares all three cell by cell; a source that is missing or disagrees fails the run.
+//! compares all three cell by cell; a source that is missing or disagrees fails the run. What things may cost is in
+//! [`budget`].
 #![forbid(unsafe_code)]
 
+pub mod budget;
 #[cfg(test)]
 mod fixture;
 pub mod interval;

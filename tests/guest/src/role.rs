@@ -45,6 +45,7 @@ pub fn run(machine: &Machine) -> Result<(), &'static str> {
         "probe" => probe::run(machine),
         "scenarios" => scenarios::run(machine),
         "smmu" => smmu::run(machine),
+        "boot" => cost::boot(),
         "cold" => cold::run(machine),
         "cost" => cost::run(machine),
         "reborn" => reborn::run(machine),

@@ -2,8 +2,9 @@
 
 use anyhow::Result;
 use tests::built_in::{machine, vm};
-use tests::cost::{self, Size};
+use tests::cost;
 use tests::run::{qemu, request};
+use xtask::bench::figures::{self, Size};
 use xtask::exit::Exit;
 use xtask::size::MIB;
 use xtask::{prepare, run};
@@ -36,8 +37,8 @@ fn stage_2_only() -> Result<()> {
 /// As many streams as there can be, and 32 times the memory: only the former costs. `cargo xtask soak cost` has more sizes.
 fn close_cost() -> Result<()> {
     let size = |streams, memory| Size { streams, memory: memory * MIB };
-    let sizes = [size(cost::MOST_STREAMS, 16), size(1, 16), size(1, 512)];
-    let costs = sizes.iter().map(|size| cost::of_close(*size, &[]));
+    let sizes = [size(figures::MOST_STREAMS, 16), size(1, 16), size(1, 512)];
+    let costs = sizes.iter().map(|size| figures::close(*size, &[]));
     let costs = costs.collect::<Result<Vec<u64>>>()?;
     for (size, cost) in sizes.iter().zip(&costs) {
         cost::is_linear(size.streams, *cost, costs[1])?;

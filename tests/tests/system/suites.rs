@@ -1,11 +1,13 @@
 //! The suites that run in a guest: interrupts, CPUs, the SMMU, and everything that no driver does.
 
 use anyhow::{Context, Result, ensure};
+use evidence::budget;
 use platform::bundle::{DmaAtBoot, OnCrashKexec, Reopen};
 use platform::report::Cause;
 use tests::built_in::{self, machine, suite, undisturbed, victim, vm};
 use tests::differential::{compare, expected};
 use tests::run::boot;
+use xtask::bench::figures;
 use xtask::vm::{Cpus, Said};
 
 use crate::Test;
@@ -53,12 +55,8 @@ fn smmu(role: &str, cpus: u32, options: &[&str]) -> Result<()> {
 /// EL2's instructions for a batch of one command and a `CMD_SYNC`, from the trap to the guest's next instruction, on a
 /// machine whose time is a count of instructions.
 fn batch_cost() -> Result<()> {
-    let run = suite("cost", 1, &["--icount"])?;
-    let cost = run.outcome.console.iter().find_map(|line| {
-        line.split_once("@cost what=batch instructions=")?.1.trim().parse::<u64>().ok()
-    });
-    let cost = cost.context("nobody said what a batch costs")?;
-    ensure!((1..=1_500).contains(&cost), "{cost} instructions for a batch");
+    let cost = figures::batch()?;
+    ensure!((1..=budget::BATCH).contains(&cost), "{cost} instructions for a batch");
     Ok(())
 }
 

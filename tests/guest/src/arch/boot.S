@@ -2,7 +2,8 @@
 //
 // The image starts with an arm64 Image header, so that it can be loaded both as a flat binary entered at its
 // start and as a kernel. Register use: x19 = device tree, x20 = CPU index, x21 = whether another CPU started
-// this one, which may be the first one as well; all survive until Rust is called.
+// this one, which may be the first one as well, x22 = the first one's virtual counter at entry; all survive until Rust is
+// called.
 
     .section .text.entry, "ax"
     .globl  _start
@@ -19,6 +20,7 @@ _start:
     .long   0
 
 primary:
+    mrs     x22, cntvct_el0
     mov     x19, x0
     mov     x20, xzr
     mov     x21, xzr
@@ -114,6 +116,7 @@ el1:
     bl      guest_secondary
     b       .
 3:  mov     x0, x19
+    mov     x1, x22
     bl      guest_primary
     b       .
     .ltorg

@@ -19,6 +19,7 @@ unsafe extern "C" {
     fn secondary_entry();
 }
 
+static ENTERED: AtomicU64 = AtomicU64::new(0);
 static TREE_START: AtomicU64 = AtomicU64::new(0);
 static TREE_END: AtomicU64 = AtomicU64::new(0);
 
@@ -30,6 +31,11 @@ pub fn image() -> Range<u64> {
 /// Where the device tree lies; empty until [`device_tree`] found one.
 pub fn tree() -> Range<u64> {
     TREE_START.load(Ordering::Relaxed)..TREE_END.load(Ordering::Relaxed)
+}
+
+/// What the virtual counter was when the first CPU entered the image.
+pub fn entered() -> u64 {
+    ENTERED.load(Ordering::Relaxed)
 }
 
 /// The address at which [`crate::smp`] starts other CPUs, with their index as context.
@@ -60,7 +66,8 @@ pub fn device_tree(address: u64) -> Option<Fdt<'static>> {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn guest_primary(tree: u64) -> ! {
+extern "C" fn guest_primary(tree: u64, entered: u64) -> ! {
+    ENTERED.store(entered, Ordering::Relaxed);
     crate::primary(tree)
 }
 
