@@ -1,13 +1,9 @@
 //! A VM's PL011 (Arm DDI 0183): what it writes becomes console lines, what it configures has no effect.
 
-use core::fmt::Write as _;
-
 use heapless::{Deque, String};
+use platform::console;
 
 use crate::width::Width;
-
-/// The longest piece of a line that is printed at once.
-pub const MAX_LINE: usize = 256;
 
 /// The data register.
 pub const DR: u64 = 0x00;
@@ -31,7 +27,7 @@ const INT_ALL: u32 = 0x7ff;
 const IDENTIFICATION: [u8; 8] = [0x11, 0x10, 0x14, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
 
 /// A finished piece of console output.
-pub type Line = String<MAX_LINE>;
+pub type Line = String<{ console::LONGEST_PIECE }>;
 
 /// The guest's UART.
 #[derive(Debug)]
@@ -119,19 +115,11 @@ impl VirtualUart {
     }
 
     fn transmit(&mut self, byte: u8) -> Option<Line> {
-        match byte {
-            b'\n' => return Some(core::mem::take(&mut self.line)),
-            b'\r' | 0 => return None,
-            b'\t' | b' '..=b'~' => {
-                let _ = self.line.push(byte.into());
-            }
-            // A guest must not be able to write another prefix or drive a terminal.
-            _ => {
-                let _ = write!(self.line, "\\x{byte:02x}");
-            }
+        if byte != b'\n' {
+            // There is room: a longer piece has been taken.
+            let _ = console::print(byte, &mut self.line);
         }
-        // The longest escape needs four bytes.
-        (self.line.len() > MAX_LINE - 5).then(|| core::mem::take(&mut self.line))
+        (byte == b'\n' || self.line.len() > console::PIECE).then(|| core::mem::take(&mut self.line))
     }
 
     /// Takes what the guest wrote without ending its line.
@@ -156,7 +144,7 @@ impl VirtualUart {
 mod tests {
     use super::*;
 
-    fn print(uart: &mut VirtualUart, text: &[u8]) -> Vec<String<MAX_LINE>> {
+    fn print(uart: &mut VirtualUart, text: &[u8]) -> Vec<Line> {
         text.iter().filter_map(|&byte| uart.write(DR, byte.into())).collect()
     }
 
@@ -178,7 +166,9 @@ mod tests {
     fn an_endless_line_is_split() {
         let mut uart = VirtualUart::default();
         let pieces = print(&mut uart, &[0x1b; 200]);
-        assert!(pieces.len() >= 3 && pieces.iter().all(|piece| piece.len() <= MAX_LINE));
+        assert_eq!(pieces.iter().map(|piece| piece.len()).collect::<Vec<_>>(), [252, 252, 252]);
+        let ended = print(&mut uart, b"\x1b\x1b\n");
+        assert_eq!(ended.iter().map(|piece| piece.len()).collect::<Vec<_>>(), [52]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bundle;
+pub mod console;
 pub mod dt;
 mod fdt;
 #[cfg(any(test, feature = "host"))]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use evidence::memory::RamFile;
 use evidence::report::Collector;
-use evidence::{Case, Testimony, Trace, Verdict, trace, verdict};
+use evidence::{Case, Testimony, Trace, Verdict, testimony, trace, verdict};
 use platform::operator::Command;
 use platform::report::{Cause, Name};
 use signal_hook::consts::SIGBUS;
@@ -573,7 +573,7 @@ impl Console {
             }
         }
         if !self.line.is_empty() {
-            self.end_line();
+            self.end_line(true);
         }
         if let Some(Err(error)) = self.serial.as_mut().map(Write::flush) {
             self.failure.get_or_insert(format!("cannot write --serial: {error}"));
@@ -589,7 +589,7 @@ impl Console {
         }
         for &byte in bytes {
             if byte == b'\n' || self.line.len() == MAX_LINE {
-                self.end_line();
+                self.end_line(byte == b'\n');
             }
             if byte != b'\n' {
                 self.line.push(byte);
@@ -597,12 +597,13 @@ impl Console {
         }
     }
 
-    fn end_line(&mut self) {
-        let line = String::from_utf8_lossy(&self.line).trim_end_matches('\r').to_owned();
-        self.line.clear();
+    /// Takes what came of a line; `ended` says whether there is no more of it.
+    fn end_line(&mut self, ended: bool) {
+        let bytes = std::mem::take(&mut self.line);
+        let line = String::from_utf8_lossy(&bytes).trim_end_matches('\r').to_owned();
         let guest_spoke = match &self.native {
             Some(name) => {
-                self.testimony.said(name, &line);
+                self.testimony.said(name, &testimony::printed(&bytes), ended);
                 true
             }
             None => match self.testimony.line(&line) {

@@ -17,6 +17,8 @@
 
 use std::collections::BTreeMap;
 
+use platform::console;
+
 /// How many lines one guest may testify. A guest that talks endlessly is not believed.
 pub const LIMIT: usize = 1 << 16;
 
@@ -37,8 +39,26 @@ pub struct Testimony {
 #[derive(Clone, Debug)]
 struct Expected {
     vm: String,
+    /// As it was given.
     text: String,
+    /// As it is printed.
+    printed: String,
     seen: bool,
+    /// The end of what came of an unfinished line, as long as the text can begin in it.
+    begun: String,
+}
+
+impl Expected {
+    /// Takes a piece of a line; `ended` says whether it is the last.
+    fn hear(&mut self, piece: &str, ended: bool) {
+        let mut line = std::mem::take(&mut self.begun);
+        line += piece;
+        self.seen |= line.contains(&self.printed);
+        if !ended {
+            let kept = line.len().saturating_sub(self.printed.len());
+            self.begun = line.split_off(line.floor_char_boundary(kept));
+        }
+    }
 }
 
 /// What one guest said, over all its boots.
@@ -166,29 +186,36 @@ impl Testimony {
         Self::default()
     }
 
-    /// Asks to watch `vm`'s console for `text`.
+    /// Asks to watch `vm`'s console for `text`, which the guest may have written in any of its lines.
     pub fn expect(&mut self, vm: &str, text: &str) {
-        self.expected.push(Expected { vm: vm.into(), text: text.into(), seen: false });
+        self.expected.push(Expected {
+            vm: vm.into(),
+            text: text.into(),
+            printed: printed(text.as_bytes()),
+            seen: false,
+            begun: String::new(),
+        });
     }
 
     /// Takes one line of the shared console, `[name] text`. Returns the guest and its text, or `None` for
     /// a line that no guest said.
     pub fn line<'a>(&mut self, line: &'a str) -> Option<(&'a str, &'a str)> {
-        let (name, text) = line.trim_end().strip_prefix('[')?.split_once(']')?;
+        let line = line.trim_end_matches(['\r', '\n']);
+        let (name, text) = line.strip_prefix('[')?.split_once(']')?;
         if name == "el2" || name.is_empty() {
             return None;
         }
         let text = text.strip_prefix(' ').unwrap_or(text);
-        self.said(name, text);
+        self.said(name, text, text.len() <= console::PIECE);
         Some((name, text))
     }
 
-    /// Takes one line that guest `vm` said.
-    pub fn said(&mut self, vm: &str, text: &str) {
-        let text = text.trim_end();
-        for expected in &mut self.expected {
-            expected.seen |= expected.vm == vm && text.contains(&expected.text);
+    /// Takes one piece of a line that guest `vm` said, as EL2 prints it; `ended` says whether it is the last.
+    pub fn said(&mut self, vm: &str, text: &str, ended: bool) {
+        for expected in self.expected.iter_mut().filter(|expected| expected.vm == vm) {
+            expected.hear(text, ended);
         }
+        let text = text.trim_end();
         if !self.guests.contains_key(vm) {
             self.guests.insert(vm.to_owned(), Guest::default());
         }
@@ -216,6 +243,16 @@ impl Testimony {
     pub fn lines(&self) -> u64 {
         self.guests.values().map(|guest| guest.lines).sum()
     }
+}
+
+/// What EL2 would print of a line of `bytes`.
+pub fn printed(bytes: &[u8]) -> String {
+    let mut line = String::new();
+    for &byte in bytes {
+        // A string has room.
+        let _ = console::print(byte, &mut line);
+    }
+    line
 }
 
 impl Guest {

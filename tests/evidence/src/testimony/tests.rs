@@ -4,7 +4,7 @@ use super::*;
 
 fn said(lines: &[&str]) -> Guest {
     let mut testimony = Testimony::new();
-    lines.iter().for_each(|line| testimony.said("victim", line));
+    lines.iter().for_each(|line| testimony.said("victim", line, true));
     testimony.guest("victim").unwrap().clone()
 }
 
@@ -134,10 +134,29 @@ fn expected_texts_are_looked_for_in_their_guest_only() {
 }
 
 #[test]
+fn an_expected_text_is_found_in_whatever_pieces_its_line_comes() {
+    let found = |text: &str, lines: &[&str]| {
+        let mut testimony = Testimony::new();
+        testimony.expect("a", text);
+        lines.iter().for_each(|line| _ = testimony.line(line));
+        testimony.missing().count() == 0
+    };
+    let begun = format!("[a] {}gr\\xc3", "x".repeat(console::PIECE + 1 - 6));
+    assert!(found("gr\u{fc}n", &["[a] gr\\xc3\\xbcn\r"]));
+    assert!(found("gr\u{fc}n", &[&begun, "[b] gr", "[el2] b: off", "[a] \\xbcn"]));
+    let spaces = format!("[a] {}x   ", " ".repeat(console::PIECE + 1 - 4));
+    assert!(found("x   y", &[&spaces, "[a] y"]));
+    assert!(found("login: ", &["[a] login: \r"]));
+    // What ends is not gone on with.
+    assert!(!found("gr\u{fc}n", &[&begun[..begun.len() - 1], "[a] \\xbcn"]));
+    assert!(!found("xy", &["[a] x", "[a] y"]));
+}
+
+#[test]
 fn an_endless_guest_is_cut_off() {
     let mut testimony = Testimony::new();
     for _ in 0..=LIMIT {
-        testimony.said("rogue", "@canary page=0x40500000 ok");
+        testimony.said("rogue", "@canary page=0x40500000 ok", true);
     }
     let guest = testimony.guest("rogue").unwrap();
     assert_eq!(guest.canaries.len(), LIMIT);
