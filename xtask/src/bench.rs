@@ -56,7 +56,8 @@ const NO_MSIX: &str = "guests have no MSI-X";
 /// Bad input, or a missing prerequisite.
 pub fn run(json: Option<&Path>, options: &setup::Options) -> Result<Exit> {
     let mut file = outputs::open_alone("--json", json)?;
-    setup::ensure(&Needs { qemu: true, rust_target: true, linux: &[] }, options)?;
+    let needs = Needs { qemu: true, rust_target: true, ..Needs::default() };
+    setup::ensure(&needs, options)?;
     let quiet = setup::Options { quiet: true, ..options.clone() };
     let mut figures: BTreeMap<&str, Result<Figure, String>> = BTreeMap::new();
     figures.insert("exits-per-msix", Err(NO_MSIX.into()));

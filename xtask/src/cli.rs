@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::exit::{Exit, bad_input};
 use crate::request::Request;
-use crate::setup::{self, State};
+use crate::setup::{self, Needs, Program, State};
 use crate::suite::{self, Scope};
 use crate::{bench, ci, fuzz, interrupt, run, soak};
 
@@ -354,11 +354,12 @@ fn options(source: &SourceArgs) -> Result<setup::Options> {
 
 fn set_up(args: &SetupArgs) -> Result<Exit> {
     let options = options(&args.source)?;
-    let needs = Scope::All.needs();
+    let fetched = Needs { programs: &[], ..Scope::All.needs() };
     if !args.check {
-        setup::ensure(&needs, &options)?;
+        setup::ensure(&fetched, &options)?;
     }
-    let items = setup::check(&needs, &options);
+    let programs = &[Program::Linker, Program::Cpp, Program::Git];
+    let items = setup::check(&Needs { programs, ..fetched }, &options);
     for item in &items {
         say!("{item}");
     }

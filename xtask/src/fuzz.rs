@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, anyhow};
 
 use crate::exit::{Exit, bad_input};
-use crate::setup::Missing;
+use crate::setup::Program;
 use crate::workspace;
 
 /// LLVM's coverage counters, as libFuzzer reads them, and the `cfg` that brings libFuzzer in.
@@ -101,7 +101,8 @@ impl Programs {
                 known.join(", ")
             )));
         }
-        need_cpp()?;
+        // libFuzzer itself is C++, and built like everything else.
+        Program::Cpp.need()?;
         let host = host()?;
         let mut cargo = workspace::cargo();
         // With a target named, build scripts and macros are built without the flags.
@@ -208,26 +209,6 @@ fn tail(said: &str) -> String {
 fn statistic(said: &str, name: &str) -> Option<u64> {
     let line = said.lines().find_map(|line| line.strip_prefix("stat::")?.strip_prefix(name))?;
     line.trim_start_matches(':').trim().parse().ok()
-}
-
-/// libFuzzer itself is C++, and built like everything else.
-fn need_cpp() -> Result<()> {
-    let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
-    let there = Command::new(&compiler)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    if there.is_ok_and(|status| status.success()) {
-        return Ok(());
-    }
-    Err(Missing {
-        what: "a C++ compiler, for libFuzzer".into(),
-        why: format!("`{}` does not run", compiler.display()),
-        how: "install one (Debian: g++), or name it in CXX".into(),
-    }
-    .into())
 }
 
 /// What this machine is called where targets are named.

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 mod apt;
 mod cache;
 mod debian;
+mod program;
 mod progress;
 mod qemu;
 mod rust;
@@ -21,6 +22,7 @@ mod sources;
 mod system;
 
 pub use debian::{DEVICE_TREE, FIO, Flavor, KEXEC, Kernel, U_BOOT};
+pub use program::Program;
 pub use qemu::{OLDEST as OLDEST_QEMU, Qemu, Version};
 pub use rust::Target;
 
@@ -90,6 +92,8 @@ pub struct Needs {
     pub rust_target: bool,
     /// Guest kernels; with any, all that runs beside them.
     pub linux: &'static [Flavor],
+    /// Programs of this system.
+    pub programs: &'static [Program],
 }
 
 /// Whether a prerequisite is there.
@@ -141,6 +145,15 @@ pub fn check(needs: &Needs, options: &Options) -> Vec<Item> {
         },
     };
     let mut items = Vec::new();
+    items.extend(needs.programs.iter().map(|program| Item {
+        what: program.what().into(),
+        state: match program.find() {
+            Some((place, version)) => {
+                State::Present { place: place.display().to_string(), version }
+            }
+            None => State::Missing { how: program.how().into() },
+        },
+    }));
     if needs.rust_target {
         let found = rust::Toolchain::find().ok().and_then(|toolchain| {
             let how =
@@ -169,6 +182,7 @@ pub fn check(needs: &Needs, options: &Options) -> Vec<Item> {
 
 /// Gets everything in `needs`; stops at the first that cannot be had.
 pub fn ensure(needs: &Needs, options: &Options) -> Result<(), Missing> {
+    needs.programs.iter().try_for_each(|program| program.need())?;
     if needs.rust_target {
         ensure_rust_target(options)?;
     }

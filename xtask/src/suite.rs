@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::cli::TestArgs;
 use crate::exit::{Exit, bad_input};
-use crate::setup::{self, Flavor, Needs};
+use crate::setup::{self, Flavor, Needs, Program};
 use crate::workspace;
 
 /// Which tests.
@@ -51,6 +51,7 @@ impl Scope {
                 Self::All | Self::Linux => &Flavor::ALL,
                 Self::Host | Self::Qemu => &[],
             },
+            programs: &[Program::Linker, Program::Git],
         }
     }
 

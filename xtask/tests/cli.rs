@@ -162,6 +162,24 @@ fn a_missing_prerequisite_has_its_own_exit_code() {
     assert!(stderr.contains("next: "), "it says what to do next: {stderr}");
 }
 
+/// The search path that these tests have leads nowhere.
+#[test]
+fn setup_knows_the_programs_that_it_cannot_fetch() {
+    let folder = folder(&[]);
+    let output = xtask(folder.path(), &["setup", "--check"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    for (what, how) in [("a C compiler", "gcc"), ("a C++ compiler", "g++"), ("git", "git")] {
+        let missing = |line: &str| line.starts_with("missing") && line.contains(what);
+        let line = said.lines().find(|line| missing(line)).expect("a line for each");
+        assert!(line.contains(&format!("(Debian: {how})")), "{line}");
+    }
+    let output = xtask(folder.path(), &["test", "--host"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("next: install one (Debian: gcc)"), "{said}");
+}
+
 #[test]
 fn what_cannot_be_written_is_refused_first() {
     refused(

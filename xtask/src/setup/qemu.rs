@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::apt::Apt;
 use super::cache::{Cache, Entry, Lock};
+use super::program::on_path;
 use super::progress::{self, Outcome};
 use super::system::System;
 use super::{Missing, Options, Wanted};
@@ -155,19 +156,12 @@ pub fn present(cache: Option<&Cache>) -> Option<Qemu> {
 /// The QEMU on the search path, if it is new enough.
 fn installed() -> Option<Qemu> {
     let qemu = Qemu::ask(Path::new(PROGRAM), Vec::new(), Vec::new()).ok()?;
-    let program = on_path(PROGRAM).unwrap_or_else(|| qemu.program.clone());
+    let program = on_path(Path::new(PROGRAM)).unwrap_or_else(|| qemu.program.clone());
     (qemu.version >= WANTED).then_some(Qemu { program, ..qemu })
 }
 
 fn cached(cache: &Cache) -> Option<Qemu> {
     open(&cache.get("qemu")?).ok().filter(|qemu| qemu.version >= WANTED)
-}
-
-/// Where a program is on the search path.
-fn on_path(name: &str) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?)
-        .map(|folder| folder.join(name))
-        .find(|path| path.is_file())
 }
 
 /// Fetches QEMU with every library it needs but the C library, which has to be the one of the running loader.
