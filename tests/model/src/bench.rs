@@ -75,7 +75,7 @@ impl Bench for Model {
         match self.dma(address, true) {
             Outcome::Reaches(at) => at == target.raw(),
             Outcome::Bypassed => address == target.raw(),
-            Outcome::Aborted => false,
+            Outcome::Aborted | Outcome::Stalled(_) => false,
         }
     }
 

@@ -24,6 +24,8 @@ pub struct Stage2 {
     pub table: u64,
     /// `S2R`.
     pub record: bool,
+    /// `S2S`.
+    pub stall: bool,
     /// `MEV`.
     pub merge: bool,
 }
@@ -131,6 +133,7 @@ fn stage2(words: &[u64; 8], profile: &Profile) -> Result<Stage2, &'static str> {
         output_bits,
         table,
         record: field(186, 186) != 0,
+        stall: field(185, 185) != 0,
         merge: field(83, 83) != 0,
     })
 }
@@ -287,6 +290,10 @@ pub enum Command {
     Ipa(u16, Range, bool),
     /// `CMD_TLBI_NSNH_ALL`.
     Everything,
+    /// `CMD_RESUME`: the stream, the transaction's tag, and whether it tries again rather than ends.
+    Resume(u32, u16, bool),
+    /// `CMD_STALL_TERM`.
+    EndStalls(u32),
     /// `CMD_SYNC`.
     Sync,
 }
@@ -336,6 +343,9 @@ pub fn command(words: &[u64; 2], profile: &Profile) -> Result<Command, &'static 
         0x28 => Command::Vmid(vmid),
         0x2a => Command::Ipa(vmid, range()?, leaf),
         0x30 => Command::Everything,
+        0x44 | 0x45 if !profile.stalls() => return Err("no stalls"),
+        0x44 => Command::Resume(sid, field(79, 64) as u16, field(12, 12) != 0),
+        0x45 => Command::EndStalls(sid),
         0x46 => Command::Sync,
         _ => return Err("an opcode that this SMMU does not have"),
     };

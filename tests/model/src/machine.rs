@@ -53,6 +53,8 @@ pub enum Outcome {
     Aborted,
     /// It passes untranslated.
     Bypassed,
+    /// It waits for a command that names it by this tag.
+    Stalled(u16),
 }
 
 /// What the adversary may do between two steps of the CPU, when it follows a script.
@@ -121,6 +123,9 @@ pub(crate) struct World {
     pub caches: Caches,
     pub in_flight: Vec<Access>,
     pub late_events: VecDeque<[u64; 4]>,
+    /// Transactions that wait, by their tags.
+    pub stalled: Vec<(u16, Transaction)>,
+    pub last_tag: u16,
     /// `GBPA.ABORT` has taken effect.
     pub closed: bool,
     /// The driver says that the SMMU is its own.
@@ -292,7 +297,7 @@ impl World {
         }
     }
 
-    fn dma(&mut self, transaction: Transaction) -> Outcome {
+    pub(crate) fn dma(&mut self, transaction: Transaction) -> Outcome {
         match self.translate(transaction) {
             Err(outcome) => outcome,
             Ok(access) => {
@@ -472,6 +477,8 @@ impl Machine {
             caches: Caches::default(),
             in_flight: Vec::new(),
             late_events: VecDeque::new(),
+            stalled: Vec::new(),
+            last_tag: 0,
             closed: false,
             taken_over: false,
             commands: 0,

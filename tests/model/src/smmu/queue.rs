@@ -1,6 +1,7 @@
 //! The command and the event queue (section 3.5).
 
 use super::cache::{Translation, Walk, overlaps};
+use super::translate::STALL;
 use crate::decode::{self, Command, Range};
 use crate::machine::World;
 use crate::violation::Property;
@@ -81,6 +82,8 @@ impl World {
                 },
             ),
             Command::Everything => self.doom(|_| true, |_| true),
+            Command::Resume(sid, tag, retry) => self.resume(sid, tag, retry),
+            Command::EndStalls(sid) => self.stalled.retain(|(_, it)| it.sid != sid),
             Command::Sync => {
                 self.land_doomed();
                 self.caches.complete();
@@ -132,14 +135,22 @@ impl World {
             let Some(words) = self.late_events.pop_front() else {
                 return;
             };
-            self.write_event(words);
+            if !self.write_event(words) {
+                self.late_events.push_front(words);
+                return;
+            }
         }
     }
 
-    fn write_event(&mut self, words: [u64; 4]) {
+    /// Writes an event record, or loses it if there is no room. Returns whether it is dealt with: that of a transaction
+    /// that stalls is never lost, and waits (section 7.4).
+    fn write_event(&mut self, words: [u64; 4]) -> bool {
         let log2 = (self.regs.eventq_base & 0x1f) as u32;
         let (producer, consumer) = (self.regs.eventq_prod, self.regs.eventq_cons);
         if producer.wrapping_sub(consumer) & ((2 << log2) - 1) == 1 << log2 {
+            if words[1] & STALL != 0 {
+                return false;
+            }
             self.overflows += 1;
             if self.profile.overflows_like_qemu {
                 if (self.regs.gerror ^ self.regs.gerrorn) & 4 == 0 {
@@ -148,7 +159,7 @@ impl World {
             } else if producer >> 31 == consumer >> 31 {
                 self.regs.eventq_prod ^= 1 << 31;
             }
-            return;
+            return true;
         }
         let at = (self.regs.eventq_base & BASE) + slot(producer, log2) * 32;
         for (index, word) in words.into_iter().enumerate() {
@@ -156,6 +167,7 @@ impl World {
         }
         self.events += 1;
         self.regs.eventq_prod = producer & 1 << 31 | next(producer & ((2 << log2) - 1), log2);
+        true
     }
 }
 

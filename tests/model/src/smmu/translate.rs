@@ -23,6 +23,9 @@ const CLASS_INPUT: u64 = 2;
 /// The bits of an address that a record has beside the transaction's own.
 const PAGE: u64 = 0x00ff_ffff_ffff_f000;
 
+/// `Stall` in the second word of a record, beside `STAG`.
+pub(super) const STALL: u64 = 1 << 31;
+
 /// Why there is no translation.
 struct Fault {
     code: u64,
@@ -30,11 +33,13 @@ struct Fault {
     class: u64,
     ipa: u64,
     record: bool,
+    /// The transaction waits for a command (`CD.S`, `STE.S2S`).
+    stall: bool,
 }
 
 /// The CD is illegal.
 const BAD_CONTEXT: Fault =
-    Fault { code: BAD_CD, stage2: false, class: CLASS_CD, ipa: 0, record: true };
+    Fault { code: BAD_CD, stage2: false, class: CLASS_CD, ipa: 0, record: true, stall: false };
 
 impl World {
     /// A device's transaction, up to and with its translation.
@@ -52,14 +57,20 @@ impl World {
             return Err(Outcome::Bypassed);
         }
         let Some(words) = self.configuration(sid) else {
-            self.record([BAD_STREAMID | u64::from(sid) << 32, 0, 0, 0], false);
+            if !translated {
+                self.record([BAD_STREAMID | u64::from(sid) << 32, 0, 0, 0], false);
+            }
             return Err(Outcome::Aborted);
         };
+        let ste = decode::ste(&words, &self.profile);
         if translated {
-            self.record([TRANSLATION_FORBIDDEN | u64::from(sid) << 32, 0, address, 0], false);
+            // An STE that is invalid, or aborts, ends it without a record (sections 5.2 and 7.3.8).
+            if !matches!(ste, Ste::Abort | Ste::Bad(_)) {
+                let first = TRANSLATION_FORBIDDEN | u64::from(sid) << 32;
+                self.record([first, u64::from(!write) << 35, address, 0], false);
+            }
             return Err(Outcome::Aborted);
         }
-        let ste = decode::ste(&words, &self.profile);
         let found = match ste {
             Ste::Abort => return Err(Outcome::Aborted),
             Ste::Bad(_) => {
@@ -83,19 +94,42 @@ impl World {
         match found {
             Ok(translation) => Ok(self.accept(transaction, translation)),
             Err(fault) => {
-                if fault.record {
+                let stall = fault.stall.then(|| self.stall(transaction));
+                if fault.record || fault.stall {
                     let flags =
                         fault.class << 8 | u64::from(fault.stage2) << 7 | u64::from(!write) << 3;
                     let first = fault.code | u64::from(sid) << 32;
                     // Configuration errors name no transaction; of what was fetched or translated, its page.
                     let words = match fault.code {
                         BAD_CD => [first, 0, 0, 0],
-                        _ => [first, flags << 32, address, fault.ipa & PAGE],
+                        _ => {
+                            let tag = stall.map_or(0, |tag| STALL | u64::from(tag));
+                            [first, flags << 32 | tag, address, fault.ipa & PAGE]
+                        }
                     };
-                    self.record(words, merge);
+                    self.record(words, merge && !fault.stall);
                 }
-                Err(Outcome::Aborted)
+                Err(stall.map_or(Outcome::Aborted, Outcome::Stalled))
             }
+        }
+    }
+
+    /// A transaction waits: that is what it should never do. Returns the tag to name it by.
+    fn stall(&mut self, transaction: Transaction) -> u16 {
+        let Transaction { sid, .. } = transaction;
+        self.violate(Property::NoStall, format!("a transaction of stream {sid:#x} stalls"));
+        self.last_tag += 1;
+        self.stalled.push((self.last_tag, transaction));
+        self.last_tag
+    }
+
+    /// Lets a transaction that waits try again as if it had just come, or ends it (section 4.7.1).
+    pub(crate) fn resume(&mut self, sid: u32, tag: u16, retry: bool) {
+        let known = |(other, it): &(u16, Transaction)| (*other, it.sid) == (tag, sid);
+        let Some(place) = self.stalled.iter().position(known) else { return };
+        let (_, transaction) = self.stalled.swap_remove(place);
+        if retry {
+            let _ = self.dma(transaction);
         }
     }
 
@@ -201,7 +235,8 @@ impl World {
         write: bool,
         class: u64,
     ) -> Result<Translation, Fault> {
-        let fault = |code| Fault { code, stage2: true, class, ipa, record: stage2.record };
+        let Stage2 { record, stall, .. } = *stage2;
+        let fault = |code| Fault { code, stage2: true, class, ipa, record, stall };
         if ipa >> stage2.bits != 0 {
             return Err(fault(TRANSLATION));
         }
@@ -319,11 +354,7 @@ impl World {
             // CD.S under STE.S1STALLD (section 5.5).
             return Err(BAD_CONTEXT);
         }
-        let found = self.stage1(&cd, stage2, address, write);
-        if cd.stall && found.as_ref().is_err_and(|fault| !fault.stage2) {
-            self.violate(Property::NoStall, format!("a transaction of stream {sid:#x} stalls"));
-        }
-        found
+        self.stage1(&cd, stage2, address, write)
     }
 
     /// Translates by both stages, once the CD is known.
@@ -334,8 +365,8 @@ impl World {
         address: u64,
         write: bool,
     ) -> Result<Translation, Fault> {
-        let fault =
-            |code| Fault { code, stage2: false, class: CLASS_INPUT, ipa: 0, record: cd.record };
+        let Cd { record, stall, .. } = *cd;
+        let fault = |code| Fault { code, stage2: false, class: CLASS_INPUT, ipa: 0, record, stall };
         let found = match self.cached(stage2.vmid, Some(cd.asid), address) {
             Some(entry) => entry,
             None => {

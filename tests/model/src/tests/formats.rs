@@ -200,6 +200,7 @@ proptest! {
             output_bits: format.output_bits().into(),
             table: root,
             record,
+            stall: false,
             merge: true,
         });
         prop_assert_eq!(decode::ste(&ste.encode(), &Profile::NESTED), expected);

@@ -9,6 +9,7 @@ use smmu::ports::{Memory, Registers};
 use smmu::streams::Streams;
 
 use crate::chooser::Chooser;
+use crate::decode;
 use crate::host::{CONTEXT, Host, Op, RAM, ROM};
 use crate::machine::{Machine, Outcome, Transaction};
 use crate::profile::Profile;
@@ -139,28 +140,137 @@ fn a_guest_cannot_make_a_transaction_stall() {
         host.smmu.relay(VmIndex(0), Vmid(1), command).unwrap();
         host.smmu.sync().unwrap();
         // Nothing is mapped there.
-        assert_eq!(machine.dma(write(3 << 30)), Outcome::Aborted);
+        let outcome = machine.dma(write(3 << 30));
         let broken = machine.violation().map(|violation| violation.property);
         if forbidden {
+            assert_eq!(outcome, Outcome::Aborted);
             assert_eq!(last_event(&machine), Some([0x1_0000_000a, 0, 0, 0]));
             assert_eq!(broken, None);
         } else {
             // The judge does not wait for the stall.
+            assert_eq!(outcome, Outcome::Stalled(1));
             assert_eq!(broken, Some(Property::Stage2Always));
         }
     }
+}
+
+/// A machine whose stream 1 stalls, by a CD and an STE that nobody should write.
+fn with_stalling_stream(test: impl FnOnce(&Machine, u64)) {
+    with_open_stream(Profile::DANGEROUS, true, |machine, ram| {
+        let cd = ram + (CONTEXT - RAM);
+        machine.write_guest(cd, machine.load(Pa::new(cd)) | 1 << 44);
+        let word1 = machine.ste_address(SID).add(8);
+        machine.store(word1, machine.load(word1) & !(1 << 27));
+        machine.publish();
+        issue(machine, 0x03 | u64::from(SID) << 32, 1);
+        issue(machine, 0x46, 0);
+        test(machine, ram);
+    });
+}
+
+/// Puts a command into the queue by hand, and has it consumed.
+fn issue(machine: &Machine, low: u64, high: u64) {
+    let producer = machine.read32(0x98);
+    machine.command(producer, [low, high]);
+    machine.write32(0x98, (producer + 1) & 0xf);
+    machine.read32(0x9c);
+}
+
+/// What CMD_RESUME and CMD_STALL_TERM do with transactions that wait (sections 4.7.1 and 4.7.2).
+#[test]
+fn a_stalled_transaction_waits_for_its_command() {
+    const RESUME: u64 = 0x44 | (SID as u64) << 32;
+    const RETRY: u64 = 1 << 12;
+    with_stalling_stream(|machine, ram| {
+        // Stage 1 maps the page behind this one, and so nothing here.
+        let (missing, entry) = ((2 << 30) + 0x2000, ram + (CONTEXT - RAM) + 3 * 4096 + 16);
+        assert_eq!(machine.dma(write(missing)), Outcome::Stalled(1));
+        // F_TRANSLATION with Stall and STAG.
+        let record = [0x1_0000_0010, 0x200 << 32 | 1 << 31 | 1, missing, 0];
+        assert_eq!(last_event(machine), Some(record));
+        let target = Pa::new(ram + 0x6000);
+        machine.write_guest(target.raw(), 0);
+        machine.write_guest(entry, (RAM + 0x6000) | 1 << 10 | 3 << 8 | 1 << 6 | 0b11);
+        // Another stream's, another tag, then the right one: it arrives.
+        issue(machine, (RESUME | RETRY) + (1 << 32), 1);
+        issue(machine, RESUME | RETRY, 2);
+        machine.land();
+        assert_eq!(machine.load(target), 0);
+        issue(machine, RESUME | RETRY, 1);
+        machine.land();
+        assert_ne!(machine.load(target), 0);
+        // Once only.
+        machine.write_guest(target.raw(), 0);
+        issue(machine, RESUME | RETRY, 1);
+        machine.land();
+        assert_eq!(machine.load(target), 0);
+        // Ended: what is mapped later does not bring it back, nor is it there for another command.
+        for end in [RESUME, 0x45 | u64::from(SID) << 32] {
+            machine.write_guest(entry, 0);
+            issue(machine, 0x10 | 1 << 32, 0);
+            issue(machine, 0x46, 0);
+            let Outcome::Stalled(tag) = machine.dma(write(missing)) else { panic!("it waits") };
+            issue(machine, end, tag.into());
+            machine.write_guest(entry, (RAM + 0x6000) | 1 << 10 | 3 << 8 | 1 << 6 | 0b11);
+            issue(machine, RESUME | RETRY, tag.into());
+            machine.land();
+            assert_eq!(machine.load(target), 0);
+        }
+        // Where there are no stalls there are no such commands.
+        assert!(decode::command(&[RESUME, 1], &Profile::DANGEROUS).is_ok());
+        assert!(decode::command(&[RESUME, 1], &Profile::NESTED).is_err());
+    });
+}
+
+/// The record of a transaction that stalls is not lost, however full the queue is (section 7.4).
+#[test]
+fn a_stalled_transaction_is_recorded_when_there_is_room() {
+    with_stalling_stream(|machine, _| {
+        // Beyond the stream table: C_BAD_STREAMID.
+        for _ in 0..17 {
+            let _ = machine.dma(Transaction::write(64, 0));
+            issue(machine, 0x46, 0);
+        }
+        let (written, lost) = (machine.counts().1, machine.counts().2);
+        assert_eq!((written, lost), (16, 1));
+        assert_eq!(machine.dma(write(3 << 30)), Outcome::Stalled(1));
+        issue(machine, 0x46, 0);
+        assert_eq!((machine.counts().1, machine.counts().2), (written, lost));
+        // Software takes one.
+        let consumer = machine.read32(0x1_00ac);
+        machine.write32(0x1_00ac, consumer + 1);
+        issue(machine, 0x46, 0);
+        assert_eq!((machine.counts().1, machine.counts().2), (written + 1, lost));
+    });
 }
 
 #[test]
 fn translated_requests_abort_only_where_they_are_checked() {
     for profile in [Profile::DANGEROUS, Profile::NESTED] {
         with_open_stream(profile, false, |machine, _| {
-            let translated = Transaction { translated: true, ..write(RAM) };
-            assert_eq!(machine.dma(translated), Outcome::Aborted);
-            assert!(last_event(machine).is_some_and(|words| words[0] as u8 == 7));
+            // Where streams abort anyway, or are none, nothing is recorded (section 7.3.8).
+            for sid in [9, 64] {
+                let translated = Transaction { translated: true, ..Transaction::write(sid, RAM) };
+                assert_eq!(machine.dma(translated), Outcome::Aborted);
+            }
+            assert_eq!(last_event(machine), None);
+            for (translated, flags) in [(write(RAM), 0), (read(RAM), 8 << 32)] {
+                let translated = Transaction { translated: true, ..translated };
+                assert_eq!(machine.dma(translated), Outcome::Aborted);
+                assert_eq!(last_event(machine), Some([0x1_0000_0007, flags, RAM, 0]));
+            }
             assert_eq!(machine.violation(), None);
         });
     }
+    // ATSCHK=0: nobody checks them, they pass, and whoever left it so is to blame.
+    with_open_stream(Profile::DANGEROUS, false, |machine, ram| {
+        machine.write32(0x20, machine.read32(0x20) & !(1 << 4));
+        assert_eq!(machine.read32(0x24) >> 4 & 1, 0);
+        let translated = Transaction { translated: true, ..write(ram) };
+        assert_eq!(machine.dma(translated), Outcome::Bypassed);
+        let broken = machine.violation().map(|violation| violation.property);
+        assert_eq!(broken, Some(Property::Stage2Always));
+    });
 }
 
 #[test]
