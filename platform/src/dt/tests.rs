@@ -279,6 +279,81 @@ fn phandle_of(path: &str) -> u32 {
     fdt.find_node(path).unwrap().property("phandle").unwrap().value_as().unwrap()
 }
 
+/// A machine without anything that it could do without, and no tree of QEMU's: so short that an interpreter has time
+/// for it.
+#[test]
+fn the_smallest_machine_is_found() {
+    /// Name, `compatible` if it has one, properties of cells.
+    type Node = (&'static str, &'static str, &'static [(&'static str, &'static [u32])]);
+    const NODES: [Node; 7] = [
+        ("psci", "arm,psci-1.0", &[]),
+        ("timer", "arm,armv8-timer", &[("interrupts", &[1, 13, 4, 1, 14, 4, 1, 11, 4, 1, 10, 4])]),
+        (
+            "intc@8000000",
+            "arm,gic-v3",
+            &[
+                ("phandle", &[1]),
+                ("#interrupt-cells", &[3]),
+                ("interrupt-controller", &[]),
+                ("interrupts", &[1, 9, 4]),
+                ("reg", &[0, 0x0800_0000, 0, 0x1_0000, 0, 0x080a_0000, 0, 0x2_0000]),
+            ],
+        ),
+        ("pl011@9000000", "arm,pl011", &[("interrupts", &[0, 1, 4]), ("reg", UART_AT)]),
+        (
+            "smmuv3@9050000",
+            "arm,smmu-v3",
+            &[
+                ("phandle", &[2]),
+                ("#iommu-cells", &[1]),
+                ("dma-coherent", &[]),
+                ("interrupts", &[0, 74, 1, 0, 77, 1]),
+                ("reg", &[0, 0x0905_0000, 0, 0x2_0000]),
+            ],
+        ),
+        ("memory@40000000", "", &[("reg", &[0, 0x4000_0000, 0, 0x2000_0000])]),
+        ("cpus", "", &[("#address-cells", &[1]), ("#size-cells", &[0])]),
+    ];
+    const UART_AT: &[u32] = &[0, 0x0900_0000, 0, 0x1000];
+    let mut tree = DeviceTree::new();
+    for (property, cells) in [("#address-cells", 2), ("#size-cells", 2), ("interrupt-parent", 1)] {
+        set(&mut tree.root, property, Cells(&[cells]));
+    }
+    for (name, compatible, properties) in NODES {
+        let mut node = DeviceTreeNode::new(name).unwrap();
+        for (property, cells) in properties {
+            set(&mut node, property, Cells(cells));
+        }
+        match name {
+            "psci" => set(&mut node, "method", "smc"),
+            "smmuv3@9050000" => set(&mut node, "interrupt-names", "eventq\0gerror"),
+            "memory@40000000" => set(&mut node, "device_type", "memory"),
+            "cpus" => {
+                let mut cpu = DeviceTreeNode::new("cpu@0").unwrap();
+                set(&mut cpu, "device_type", "cpu");
+                set(&mut cpu, "reg", Cells(&[0]));
+                node.add_child(cpu);
+            }
+            _ => {}
+        }
+        if !compatible.is_empty() {
+            set(&mut node, "compatible", compatible);
+        }
+        tree.root.add_child(node);
+    }
+    let machine = discover(&tree.to_dtb()).unwrap();
+    assert_eq!(machine.memory, [range(0x4000_0000, 512 * MIB)]);
+    assert_eq!((&machine.cpus[..], machine.psci), (&[Cpu { mpidr: 0 }][..], Conduit::Smc));
+    assert_eq!(machine.gic.distributor, range(0x0800_0000, 0x1_0000));
+    assert_eq!(machine.gic.maintenance, level(25));
+    assert_eq!(machine.timers.hypervisor, level(26));
+    assert_eq!(machine.uarts[0].range, range(0x0900_0000, 0x1000));
+    assert_eq!(machine.smmus[0].range, range(0x0905_0000, 0x2_0000));
+    assert!(machine.pcie.is_empty() && machine.gic.its.is_empty());
+    tree.root.remove_child("smmuv3@9050000").unwrap();
+    assert_eq!(discover(&tree.to_dtb()).unwrap_err().problem, Problem::NoSmmu);
+}
+
 #[test]
 fn a_missing_node_is_named() {
     let missing = |blob: Vec<u8>| discover(&blob).unwrap_err().problem;
