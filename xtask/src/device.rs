@@ -27,6 +27,8 @@ pub enum DeviceError {
     VirtioPlatform(String),
     /// It is a virtio device that is not on PCI.
     VirtioMmio(String),
+    /// It is no device, but writes to memory before anybody owns that.
+    Loader(String),
 }
 
 impl fmt::Display for DeviceError {
@@ -48,6 +50,10 @@ impl fmt::Display for DeviceError {
                 f,
                 "{driver} sits on virtio-mmio, whose DMA never passes the SMMU: use {} with iommu_platform=on",
                 driver.replace("-device", "-pci")
+            ),
+            Self::Loader(driver) => write!(
+                f,
+                "{driver} writes to memory before EL2 gives it to anybody: use --kernel and --initrd, or a manifest's"
             ),
         }
     }
@@ -222,9 +228,12 @@ impl DeviceArg {
     ///
     /// # Errors
     ///
-    /// [`DeviceError::VirtioPlatform`] and [`DeviceError::VirtioMmio`].
+    /// [`DeviceError::VirtioPlatform`], [`DeviceError::VirtioMmio`] and [`DeviceError::Loader`].
     pub fn check_confined(&self) -> Result<(), DeviceError> {
         let driver = self.driver.as_str();
+        if matches!(driver, "loader" | "guest-loader") {
+            return Err(DeviceError::Loader(driver.to_owned()));
+        }
         if !(driver.starts_with("virtio-") || driver.starts_with("vhost-")) {
             return Ok(());
         }

@@ -20,7 +20,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use crate::setup::{self, Flavor, Kernel, Options};
+use crate::scratch;
+use crate::setup::{self, Flavor, Kernel, Missing, Options};
 
 mod disk;
 mod initramfs;
@@ -115,12 +116,9 @@ pub fn prepare(
             kernels.push(modules(&other, extra)?);
         }
     }
-    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    let disks = Disk::create(folder, vm, extra.half)
-        .with_context(|| format!("{}: disk images", folder.display()))?;
-    let initrd = folder.join("initrd.cpio");
+    let disks = disks(folder, vm, extra.half)?;
     let archive = initramfs(busybox, kernels, images, &disks, extra).archive()?;
-    fs::write(&initrd, archive).with_context(|| initrd.display().to_string())?;
+    let initrd = scratch::write(folder, "initrd.cpio", &archive)?;
     Ok(Guest {
         kernel: kernel.image,
         initrd,
@@ -129,6 +127,12 @@ pub fn prepare(
         disks: disks.into(),
         version: kernel.version,
     })
+}
+
+fn disks(folder: &Path, vm: usize, half: u64) -> Result<[Disk; 2], Missing> {
+    fs::create_dir_all(folder)
+        .and_then(|()| Disk::create(folder, vm, half))
+        .map_err(|error| scratch::missing(folder, &format!("writing the disks: {error}")))
 }
 
 /// A program of a Debian package, at the same path in the guest, and its libraries: to be added to [`Extra::files`].

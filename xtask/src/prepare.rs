@@ -1,6 +1,6 @@
 //! Everything a run needs, made ready: QEMU, images, the bundle, and what the host knows before anything starts.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use smmu::addr::StreamId;
@@ -117,8 +117,11 @@ pub fn prepare(request: &Request) -> Result<Prepared> {
     } else {
         let hypervisor = image::build(Package::Hypervisor, &target, request.setup.quiet)?;
         let payloads: Vec<Payload> = loaded.iter().map(|one| one.payload.clone()).collect();
-        let bundle =
-            write(folder.path(), "bundle.fit", &bundle::write(&plan.vms, &payloads, nested)?)?;
+        let bundle = scratch::write(
+            folder.path(),
+            "bundle.fit",
+            &bundle::write(&plan.vms, &payloads, nested)?,
+        )?;
         let append =
             request.log_level.map(|level| format!("log={}", level.name())).unwrap_or_default();
         (Boot { kernel: hypervisor.flat.clone(), initrd: Some(bundle), append }, Some(hypervisor))
@@ -277,20 +280,16 @@ fn payload_size(payload: &Payload) -> u64 {
 /// Natively QEMU is the boot loader.
 fn native_boot(loaded: &[Loaded], folder: &Path) -> Result<Boot> {
     let payload = &loaded.first().ok_or_else(|| anyhow!("there is no guest to boot"))?.payload;
-    let initrd =
-        payload.initrd.as_ref().map(|initrd| write(folder, "initrd", initrd)).transpose()?;
+    let initrd = payload
+        .initrd
+        .as_ref()
+        .map(|initrd| scratch::write(folder, "initrd", initrd))
+        .transpose()?;
     Ok(Boot {
-        kernel: write(folder, "kernel", &payload.kernel.bytes)?,
+        kernel: scratch::write(folder, "kernel", &payload.kernel.bytes)?,
         initrd,
         append: payload.append.clone(),
     })
-}
-
-fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
-    let path = folder.join(name);
-    std::fs::write(&path, bytes)
-        .map_err(|error| scratch::missing(folder, &format!("writing {name}: {error}")))?;
-    Ok(path)
 }
 
 /// The devices in the order of QEMU's command line.
@@ -408,6 +407,8 @@ fn may_be_cut_off(request: &Request, name: &str, index: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
     use crate::catalog::Plug;
     use crate::vm::{Said, Vm};

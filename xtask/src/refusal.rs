@@ -39,12 +39,16 @@ pub fn by_el2(text: &str, request: &Request, plan: &Plan) -> Refusal {
     }
 }
 
-/// That of a machine on which EL2 has not shown itself after `elapsed`, whose console has `lines`.
-pub fn silence(request: &Request, elapsed: Duration, lines: &[String]) -> Refusal {
-    let mut why = format!(
-        "EL2 gives no sign of life: after {} s nothing has closed the SMMU, which it does before all else",
-        elapsed.as_secs()
-    );
+/// That of a machine on which EL2 has not shown itself, whose console has `lines`: it runs on after the given time, or QEMU
+/// has ended.
+pub fn silence(request: &Request, after: Option<Duration>, lines: &[String]) -> Refusal {
+    let mut why = match after {
+        Some(after) => format!(
+            "EL2 gives no sign of life: after {} s nothing has closed the SMMU, which it does before all else",
+            after.as_secs()
+        ),
+        None => "QEMU has ended without running EL2".to_owned(),
+    };
     if let Some(line) = lines.iter().find(|line| !line.trim().is_empty()) {
         why += &format!(", and the console begins with {line:?}");
     }

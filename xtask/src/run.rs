@@ -140,16 +140,16 @@ struct Recorded {
 impl Recorded {
     /// Why nothing ran, if QEMU or EL2 would not run it.
     fn refusal(&self, request: &Request, prepared: &Prepared) -> Option<Refusal> {
-        let silence = || refusal::silence(request, self.duration, &self.console);
+        let silence = |after| refusal::silence(request, after, &self.console);
         match (&self.cut, self.status.code()) {
-            (Some(Cut::Silence), _) => Some(silence()),
+            (Some(Cut::Silence), _) => Some(silence(Some(self.duration))),
             (Some(Cut::Time | Cut::Signal(_)), _) | (None, None) => None,
             (None, Some(code)) if code != 0 => {
                 let nothing = self.console.is_empty() && !self.trace.has_guest();
                 nothing.then(|| refusal::by_qemu(&self.messages))
             }
             _ if request.native => None,
-            _ if !self.alive => Some(silence()),
+            _ if !self.alive => Some(silence(None)),
             _ => {
                 let said = self.console.iter().find_map(|line| refusal::said(line))?;
                 // Who has started anybody refuses nothing any more.
@@ -172,7 +172,7 @@ impl Recorded {
                 let limit = request.timeout.unwrap_or_default().as_secs();
                 findings.push(format!("the time limit of {limit} s has passed"));
                 if !(self.alive || request.native) {
-                    let silence = refusal::silence(request, self.duration, &self.console);
+                    let silence = refusal::silence(request, Some(self.duration), &self.console);
                     findings.push(silence.why);
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
@@ -74,6 +74,18 @@ impl Scratch {
     }
 }
 
+/// Writes the file `name` in the folder of a run, or in one of its folders; returns where it is.
+///
+/// # Errors
+///
+/// If there is no room for it.
+pub fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf, Missing> {
+    let path = folder.join(name);
+    std::fs::write(&path, bytes)
+        .map_err(|error| missing(folder, &format!("writing {name}: {error}")))?;
+    Ok(path)
+}
+
 /// What is missing when the folder cannot be had at `place`.
 pub fn missing(place: &Path, why: &str) -> Missing {
     Missing {
@@ -137,6 +149,11 @@ mod tests {
         let long = place.path().join("x".repeat(90));
         std::fs::create_dir(&long).unwrap();
         assert!(Scratch::below(&long).unwrap_err().why.contains("too long for a socket"));
+        let error = write(Path::new("/dev/full"), "bundle.fit", b"x").unwrap_err().to_string();
+        assert!(
+            error.contains("writing bundle.fit") && error.contains("next: set TMPDIR"),
+            "{error}"
+        );
         let scratch = Scratch::below(place.path()).unwrap();
         assert!(scratch.check_room(1).is_ok());
         assert!(scratch.check_room(u64::MAX).unwrap_err().why.contains("it has room for"));

@@ -36,6 +36,7 @@ fn refused_by_qemu() -> Result<()> {
         (&["--cpu", "no-such-cpu"], "--cpu no-such-cpu: this QEMU has no such model"),
         (&["--machine-version", "1.0"], "--machine-version 1.0: this QEMU has no virt-1.0"),
         (&["--native", "--device", "nvme,drive=nowhere"], "QEMU refuses the machine"),
+        (&["--qemu-arg=-help"], "--qemu-arg -help: QEMU has ended without running EL2, and the"),
         (
             &["--vm", &nested, "--machine-version", "9.1", "--smmu-stage", "2"],
             "nested.toml:4: smmu.stage1: this machine's SMMU has one stage",

@@ -125,6 +125,10 @@ fn every_refusal_names_its_option() {
             &["--device", "virtio-blk-device,drive=d"],
             "--device virtio-blk-device,drive=d: virtio-blk-device sits on",
         ),
+        (
+            &["--device", "loader,file=x,addr=0x48000000"],
+            "--device loader,file=x,addr=0x48000000: loader writes to memory before EL2",
+        ),
         (&["--device", "edu,addr=0"], "--device edu,addr=0: addr=0 is not a free slot"),
         (
             &["--device", "edu,addr=5", "--device", "nvme,addr=5"],
