@@ -8,17 +8,27 @@ use crate::host::{Host, Op, RAM};
 use crate::machine::{Action, Machine, Outcome, Transaction};
 use crate::profile::Profile;
 
-/// Stream 1, of a linear table with 64 STEs.
+/// A stream table, and the stream in it that things happen to.
+#[derive(Clone, Copy)]
+struct Table {
+    sid_bits: u8,
+    sid: u32,
+}
+
+/// The first stream, of a linear table with 64 STEs.
+const LINEAR: Table = Table { sid_bits: 6, sid: SID };
 const SID: u32 = 1;
+/// The third one, of a table of two levels: nobody else is behind the same descriptor, which comes with it.
+const TWO_LEVELS: Table = Table { sid_bits: 10, sid: 0x318 };
 
 /// What the adversary may do between any two steps: read the STE at once, or word 0 and the rest at
 /// different times, either first; let a store become visible; use what it has; complete an access.
-fn menu() -> Vec<Action> {
+fn menu(sid: u32) -> Vec<Action> {
     vec![
-        Action::Fetch(SID, 0x01),
-        Action::Fetch(SID, 0xfe),
-        Action::Fetch(SID, 0xff),
-        Action::Dma(Transaction::write(SID, RAM + 0x3008)),
+        Action::Fetch(sid, 0x01),
+        Action::Fetch(sid, 0xfe),
+        Action::Fetch(sid, 0xff),
+        Action::Dma(Transaction::write(sid, RAM + 0x3008)),
         Action::Consume,
         Action::Leak,
         Action::Land,
@@ -28,35 +38,47 @@ fn menu() -> Vec<Action> {
 /// Does `before` without an adversary and `op` against every adversary that deviates `deviations` times.
 /// Returns how many schedules there were.
 fn every_schedule(deviations: usize, before: &[Op], op: Op) -> u64 {
+    every_schedule_in(LINEAR, deviations, before, op)
+}
+
+fn every_schedule_in(table: Table, deviations: usize, before: &[Op], op: Op) -> u64 {
     explore(deviations, |chooser| {
         let machine = Machine::new(Profile::NESTED, chooser);
-        machine.set_menu(menu());
+        machine.set_menu(menu(table.sid));
         let mut streams = Streams::new();
-        live(&machine, &mut streams, before, op);
+        live(&machine, &mut streams, table, before, op);
         machine.into_chooser()
     })
 }
 
-fn live<'m>(machine: &'m Machine, streams: &'m mut Streams, before: &[Op], op: Op) {
-    let mut host = Host::start(machine, machine, streams, 6).unwrap();
+fn live<'m>(machine: &'m Machine, streams: &'m mut Streams, table: Table, before: &[Op], op: Op) {
+    let mut host = Host::start(machine, machine, streams, table.sid_bits).unwrap();
     host.set_careless(CAREFUL);
     for op in before {
         host.expect(*op);
     }
     // Something to be stale: the translations of two pages.
     for page in [RAM, RAM + 0x3008] {
-        let _ = machine.dma(Transaction::write(SID, page));
+        let _ = machine.dma(Transaction::write(table.sid, page));
     }
     machine.set_adversary(true);
     host.expect(op);
     machine.set_adversary(false);
     let closes = matches!(op, Op::Close(_) | Op::Restart(_) | Op::Watch(_) | Op::Silence(_));
     if closes || op == ABORT || op == REFUSE {
-        let outcome = machine.dma(Transaction::write(SID, RAM + 0x3008));
+        let outcome = machine.dma(Transaction::write(table.sid, RAM + 0x3008));
         assert_eq!(outcome, Outcome::Aborted, "{op:?} leaves the stream open");
+    } else if opens(op) {
+        let outcome = machine.dma(Transaction::write(table.sid, RAM + 0x3008));
+        assert!(matches!(outcome, Outcome::Reaches(_)), "{op:?} is not seen: {outcome:?}");
     }
     machine.land();
     assert_eq!(machine.violation(), None, "{op:?} after {before:?}");
+}
+
+/// Whether the stream reaches its owner's memory afterwards, whatever the SMMU had found in its place before.
+fn opens(op: Op) -> bool {
+    matches!(op, Op::Open(..) | Op::Configure(_, _, 2..))
 }
 
 /// Two deviations, three in a soak.
@@ -76,6 +98,19 @@ const NESTED_ELSEWHERE: Op = Op::Configure(0, 0, 4);
 fn every_schedule_of_an_opening_is_right() {
     assert!(every_schedule(deviations(), &[], OPEN) > 1000);
     assert!(every_schedule(deviations(), &[], NESTED) > 1000);
+}
+
+/// Its level-1 descriptor may have been met before it led anywhere.
+#[test]
+fn every_schedule_in_a_table_of_two_levels_is_right() {
+    const NESTED: Op = Op::Configure(2, 0, 3);
+    for open in [Op::Open(2, 0), NESTED] {
+        // A level-2 table is cleared first: many more steps than in the others.
+        assert!(every_schedule_in(TWO_LEVELS, 1, &[], open) > 1000);
+        assert!(every_schedule_in(TWO_LEVELS, deviations(), &[open], Op::Close(0)) > 1000);
+    }
+    let closed = [NESTED, Op::Close(0)];
+    assert!(every_schedule_in(TWO_LEVELS, deviations(), &closed, Op::Open(2, 1)) > 1000);
 }
 
 #[test]
@@ -132,7 +167,7 @@ fn every_restart(
 ) -> u64 {
     explore(deviations, |chooser| {
         let machine = Machine::new(Profile::NESTED, chooser);
-        machine.set_menu(menu());
+        machine.set_menu(menu(SID));
         let mut streams = Streams::new();
         let mut host = Host::start(&machine, &machine, &mut streams, 6).unwrap();
         for op in before {
