@@ -108,7 +108,8 @@ structure! {
         context_log2: u8 = "S1CDMax" [63:59],
         /// What becomes of transactions without a substream.
         default_substream: DefaultSubstream = "S1DSS" [65:64],
-        /// How the SMMU caches CDs in inner caches.
+        /// How the SMMU caches CDs in inner caches. It only reads them: write-back allocates on reads, but
+        /// [`Cacheability::WriteBackReadAllocate`] not at all.
         context_inner: Cacheability = "S1CIR" [67:66],
         /// How it caches them in outer caches.
         context_outer: Cacheability = "S1COR" [69:68],
