@@ -82,12 +82,7 @@ pub fn prepare(request: &Request) -> Result<Prepared> {
     let folder = Scratch::new()?;
     let target = setup::ensure_rust_target(&request.setup)?;
 
-    // Natively one guest has the machine to itself: guest 0, and of the demonstration the one that attacks.
-    let booted: Vec<usize> = match (request.native, request.demonstration) {
-        (false, _) => (0..plan.vms.len()).collect(),
-        (true, true) => vec![plan.vms.len() - 1],
-        (true, false) => vec![0],
-    };
+    let booted: Vec<usize> = request.booted().collect();
     let is_built_in =
         |&index: &usize| matches!(plan.vms[index].vm.content, Content::BuiltIn { .. });
     let guest_image = match booted.iter().any(is_built_in) {

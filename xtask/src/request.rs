@@ -1,5 +1,6 @@
 //! What `cargo xtask qemu` was asked for: the command line, checked as far as that needs neither QEMU nor network.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -197,7 +198,8 @@ impl Request {
             request.add(scenario.parts());
         }
         // There is always one: something to boot, a manifest, or what a scenario adds.
-        if let Some(first) = request.vms.first_mut() {
+        let first = request.booted().start;
+        if let Some(first) = request.vms.get_mut(first) {
             override_first(first, args)?;
         }
         request.check_its()?;
@@ -212,6 +214,16 @@ impl Request {
     /// The options by which the user asked for another machine than the usual one, if there are any.
     pub fn machine(&self) -> Option<String> {
         (!self.machine_options.is_empty()).then(|| self.machine_options.join(", "))
+    }
+
+    /// Which of the VMs boot. Natively one has the machine to itself: guest 0, or of the demonstration the one that attacks.
+    pub fn booted(&self) -> Range<usize> {
+        let all = 0..self.vms.len();
+        match (self.native, self.demonstration) {
+            (false, _) => all,
+            (true, true) => all.end.saturating_sub(1)..all.end,
+            (true, false) => 0..all.end.min(1),
+        }
     }
 
     /// Adds what a scenario consists of.
@@ -464,7 +476,8 @@ fn backends(args: &QemuArgs) -> Result<Vec<(&'static str, String)>> {
 fn extra(arguments: &[String]) -> Result<Vec<String>> {
     const OTHERS: &str = "it adds a device whose owner is not known: use --device";
     const STAYS: &str = "the run goes on until QEMU ends, and with it";
-    const OURS: [(&str, &str); 41] = [
+    const OURS: [(&str, &str); 42] = [
+        ("action", STAYS),
         ("audio", "it may add a device whose owner is not known: use -audiodev and --device"),
         ("bios", NO_FIRMWARE),
         ("daemonize", STAYS),

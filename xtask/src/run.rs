@@ -171,7 +171,7 @@ impl Recorded {
             Some(Cut::Time) => {
                 let limit = request.timeout.unwrap_or_default().as_secs();
                 findings.push(format!("the time limit of {limit} s has passed"));
-                if !(self.alive || request.native) {
+                if !(self.alive || request.native || request.gdb) {
                     let silence = refusal::silence(request, Some(self.duration), &self.console);
                     findings.push(silence.why);
                 }

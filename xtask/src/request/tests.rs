@@ -55,6 +55,17 @@ fn a_kernel_replaces_the_demonstration_by_guest0() {
 }
 
 #[test]
+fn options_for_guest0_are_for_the_one_that_boots() {
+    let expects = |arguments: &[&str]| {
+        let request = request(&[&["--expect", "hi", "--smp", "3"], arguments].concat()).unwrap();
+        let expects = |vm: &&Vm| vm.expect == ["hi"] && vm.cpus.value == Cpus::Count(3);
+        request.vms.iter().filter(expects).map(|vm| vm.name.value.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(expects(&[]), ["victim"]);
+    assert_eq!(expects(&["--native"]), ["rogue"]);
+}
+
+#[test]
 fn a_scenario_brings_what_it_needs() {
     let request = request(&["--scenario", "e1000-kill"]).unwrap();
     assert!(!request.demonstration && request.network && request.timeout.is_some());
@@ -144,6 +155,7 @@ fn every_refusal_names_its_option() {
         (&["--drive", "if=pflash,file=x"], "--drive if=pflash,file=x: firmware would run"),
         (&["--qemu-arg=-bios x"], "--qemu-arg -bios: firmware would run"),
         (&["--qemu-arg=-virtfs x"], "--qemu-arg -virtfs: it adds a device whose owner"),
+        (&["--qemu-arg=-action shutdown=pause"], "--qemu-arg -action: the run goes on until"),
         (&["--qemu-arg", "-daemonize"], "--qemu-arg -daemonize: the run goes on until"),
         (&["--cpu", "cortex-a15"], "--cpu cortex-a15: it has no 64-bit state"),
         (
