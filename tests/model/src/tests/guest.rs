@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 use proptest::prelude::*;
-use smmu::addr::{Ipa, StreamId, VmIndex, Vmid};
+use smmu::addr::{Ipa, Pa, StreamId, VmIndex, Vmid};
 use smmu::cmd::Command;
 use smmu::device::Configuration;
 use smmu::error::HostError;
@@ -13,6 +13,7 @@ use smmu::guest::{
     Config, Features, Forwarded, GuestMemory, Locked, OutsideRam, Physical, Ports, RegisterFrames,
     StreamMap, VirtualSmmu, Width, Work,
 };
+use smmu::ports::Memory as _;
 use smmu::streams::Streams;
 
 use super::cases;
@@ -464,7 +465,11 @@ enum Act {
     Enable,
     Disable,
     Bypass(bool),
+    /// Changes these bits of a CD, and says so or not.
+    Cd(u64, u64, bool),
     Dma(usize, u64),
+    /// The device claims that the address is physical.
+    Translated(usize, u64),
     Drain,
     Idle(usize),
     Time,
@@ -492,6 +497,8 @@ fn act() -> impl Strategy<Value = Act> {
         }),
         3 => Just(SYNC),
     ];
+    // T0SZ, EPD1, V, IPS, AA64, R, A, and mostly S.
+    let bit = prop::sample::select(vec![0, 30, 31, 32, 41, 45, 46, 44, 44, 44, 44, 44]);
     let address =
         prop::sample::select(vec![MAPPED, MAPPED + 0x1000, RAM, RAM + 0x2000, 0x3008, 1 << 41]);
     prop_oneof![
@@ -500,7 +507,10 @@ fn act() -> impl Strategy<Value = Act> {
         4 => Just(Act::Enable),
         2 => Just(Act::Disable),
         1 => any::<bool>().prop_map(Act::Bypass),
-        6 => (0_usize..2, address).prop_map(|(index, address)| Act::Dma(index, address)),
+        4 => (0_u64..2, bit, any::<bool>())
+            .prop_map(|(which, bit, says)| Act::Cd(which, 1 << bit, says)),
+        6 => (0_usize..2, address.clone()).prop_map(|(index, address)| Act::Dma(index, address)),
+        1 => (0_usize..2, address).prop_map(|(index, address)| Act::Translated(index, address)),
         3 => Just(Act::Drain),
         4 => (1_usize..20).prop_map(Act::Idle),
         1 => Just(Act::Time),
@@ -508,14 +518,17 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(cases(96)))]
+    #![proptest_config(ProptestConfig::with_cases(cases(288)))]
 
-    /// An SMMU that does its worst, under a guest that does whatever it likes: the judge finds nothing.
+    /// An SMMU that does its worst, and may be one with ATS and stalls, under a guest that does whatever it likes: the
+    /// judge finds nothing.
     #[test]
     fn a_guest_reaches_no_further_than_stage_2(
-        acts in prop::collection::vec(act(), 1..60), seed: u64,
+        profile in prop::sample::select(vec![Profile::NESTED, Profile::DANGEROUS, Profile::PLAIN]),
+        acts in prop::collection::vec(act(), 1..60),
+        seed: u64,
     ) {
-        let machine = Machine::new(Profile::NESTED, Chooser::random(seed));
+        let machine = Machine::new(profile, Chooser::random(seed));
         let mut streams = Streams::new();
         let mut guest = Guest::new(&machine, &mut streams);
         for act in acts {
@@ -527,6 +540,18 @@ proptest! {
                 Act::Disable if guest.read(CR0) & 1 != 0 => guest.disable(ON & !1),
                 Act::Disable => {}
                 Act::Bypass(abort) => guest.set(GBPA, 1 << 31 | u32::from(abort) << 20),
+                Act::Cd(which, bits, says) => {
+                    let at = guest.host.backing(0) + (CONTEXT - RAM) + which * 64;
+                    machine.write_guest(at, machine.load(Pa::new(at)) ^ bits);
+                    if says && guest.read(CR0) & 8 != 0 {
+                        guest.issue(&[0, 1].map(|index: usize| [0x05 | u64::from(MAPS[index].0) << 32, 1]));
+                        guest.issue(&[SYNC]);
+                    }
+                }
+                Act::Translated(index, address) => {
+                    let transaction = Transaction::write(MAPS[index].1, address);
+                    machine.dma(Transaction { translated: true, ..transaction });
+                }
                 Act::Dma(index, address) => {
                     guest.dma(MAPS[index].1, address);
                 }
