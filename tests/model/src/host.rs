@@ -57,6 +57,8 @@ pub enum Op {
     Remap(usize),
     /// Takes events and services errors.
     Drain,
+    /// A stream's device does more that is refused than its budget has events for.
+    Flood(usize),
     /// Lets devices and SMMU act.
     Idle(usize),
     /// Lets a mute end.
@@ -79,6 +81,7 @@ impl Op {
             Self::Watch(_)
             | Self::Silence(_)
             | Self::Drain
+            | Self::Flood(_)
             | Self::Idle(_)
             | Self::Time
             | Self::Stick(_) => None,
@@ -274,6 +277,15 @@ impl<'a, H: Hardware> Host<'a, H> {
             Op::Drain => {
                 self.smmu.drain_events(20, &mut |_, _| ())?;
                 self.smmu.service_gerror()
+            }
+            Op::Flood(stream) => {
+                let sid = self.sids[stream % 3];
+                for _ in 0..4 * config(0).budgets.live_events {
+                    let _ = self.machine.dma(Transaction::write(sid, 1 << 41));
+                    self.machine.run(4);
+                    self.smmu.drain_events(20, &mut |_, _| ())?;
+                }
+                Ok(())
             }
             Op::Idle(steps) => {
                 self.machine.run(steps);

@@ -22,7 +22,7 @@ use crate::profile::Profile;
 const SID: u32 = 1;
 
 /// What can happen to a VM with one stream, beside a VM that has another.
-const STEPS: [Op; 12] = [
+const STEPS: [Op; 13] = [
     Op::Open(0, 0),
     Op::Configure(0, 0, 0),
     Op::Configure(0, 0, 1),
@@ -34,6 +34,7 @@ const STEPS: [Op; 12] = [
     Op::Silence(0),
     Op::Restart(0),
     Op::Unmap(0, 3, 0),
+    Op::Flood(0),
     Op::Open(0, 1),
 ];
 
@@ -43,7 +44,8 @@ const MOST_STEPS: u64 = 80;
 /// What of the machine makes a difference to a teardown.
 fn reached(host: &Host<&Machine>, machine: &Machine) -> String {
     let stream = host.smmu.streams().find(|stream| stream.sid() == StreamId(SID));
-    let known = stream.map(|stream| (stream.state(), stream.refuses(), stream.owner()));
+    let known =
+        stream.map(|stream| (stream.state(), stream.refuses(), stream.owner(), stream.is_muted()));
     let outcome = machine.dma(Transaction::write(SID, RAM + 0x3008));
     format!("{known:?} {:?}", outcome == Outcome::Aborted)
 }
@@ -91,6 +93,7 @@ fn menu() -> Vec<Action> {
 fn a_teardown_from_every_state_ends_closed() {
     let states = every_state(4);
     assert!(states.len() >= 10, "{states:?}");
+    assert!(states.iter().filter(|path| path.contains(&Op::Flood(0))).count() >= 3, "{states:?}");
     let deviations = if cases(1) > 1 { 2 } else { 1 };
     let mut longest = 0;
     for before in &states {
