@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,8 +14,9 @@ use anyhow::{Context, Result, anyhow};
 use evidence::memory::RamFile;
 use evidence::report::Collector;
 use evidence::{Case, Testimony, Trace, Verdict, testimony, trace, verdict};
-use platform::operator::Command;
+use platform::operator;
 use platform::report::{Cause, Name};
+use rustix::process::{Pid, Signal, kill_process_group};
 use signal_hook::consts::SIGBUS;
 
 use crate::exit::{Exit, bad_input};
@@ -201,14 +202,38 @@ enum Cut {
     Silence,
 }
 
-/// QEMU, which does not outlive this.
-struct Process(Child);
+/// QEMU, which does not outlive this, nor does what it has started: it may be a script.
+struct Process {
+    child: Child,
+    /// Its process group, if it has one of its own.
+    group: Option<Pid>,
+}
+
+impl Process {
+    fn start(command: &mut Command, own_group: bool) -> std::io::Result<Self> {
+        if own_group {
+            command.process_group(0);
+        }
+        let child = command.spawn()?;
+        let group = own_group.then(|| Pid::from_child(&child));
+        Ok(Self { child, group })
+    }
+
+    /// Ends all of it that has not ended yet.
+    fn end(&mut self) -> std::io::Result<ExitStatus> {
+        // Both fail if there is nothing left, which is what they are for.
+        if let Some(group) = self.group.take() {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let _ = self.child.kill();
+        self.child.wait()
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail if it has ended, which is what they are for.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        // It does not matter any more how it ended.
+        let _ = self.end();
     }
 }
 
@@ -220,14 +245,11 @@ fn record(request: &Request, prepared: &Prepared, outputs: &mut Outputs) -> Resu
     let mut command = prepared.qemu.command();
     command.args(machine.arguments()).args(trace::qemu_arguments());
     command.stdin(if request.interactive { Stdio::piped() } else { Stdio::null() });
-    if interrupt::hold() {
-        // What the terminal sends to everybody is not for QEMU: it is asked for EL2's report first.
-        command.process_group(0);
-    }
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let child = child.with_context(|| format!("starting {}", prepared.qemu.program.display()))?;
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    // What the terminal sends to everybody is not for QEMU: it is asked for EL2's report first.
+    let mut qemu = Process::start(&mut command, interrupt::hold())
+        .with_context(|| format!("starting {}", prepared.qemu.program.display()))?;
     let started = Instant::now();
-    let mut qemu = Process(child);
     if request.gdb && !request.quiet {
         note!("QEMU waits for a debugger on TCP port 1234.");
     }
@@ -235,17 +257,18 @@ fn record(request: &Request, prepared: &Prepared, outputs: &mut Outputs) -> Resu
     let (heard, said) = channel();
     let life = Life::default();
     let console = Console::new(request, prepared, outputs.serial.take(), heard, life.clone());
-    let console = spawn(qemu.0.stdout.take(), |stdout: ChildStdout| console.listen(stdout))?;
+    let console = spawn(qemu.child.stdout.take(), |stdout: ChildStdout| console.listen(stdout))?;
     let tracer = Tracer::new(outputs.trace.take(), life.clone());
-    let tracer = spawn(qemu.0.stderr.take(), |stderr: ChildStderr| tracer.listen(stderr))?;
+    let tracer = spawn(qemu.child.stderr.take(), |stderr: ChildStderr| tracer.listen(stderr))?;
     let watch = Watch { request, life: &life, started };
     let uart =
-        listener.map(|listener| connect(&listener, &mut qemu.0, &watch)).transpose()?.flatten();
+        listener.map(|listener| connect(&listener, &mut qemu.child, &watch)).transpose()?.flatten();
     let (reports, reported) = channel();
     let reader = uart.as_ref().map(UnixStream::try_clone).transpose()?;
-    let collector = reader.map(|uart| std::thread::spawn(move || collect(uart, &reports)));
+    let alive = life.clone();
+    let collector = reader.map(|uart| std::thread::spawn(move || collect(uart, &reports, &alive)));
     let mut operator = Operator { uart, terminal: None };
-    if let Some(stdin) = qemu.0.stdin.take() {
+    if let Some(stdin) = qemu.child.stdin.take() {
         let terminal =
             Terminal { native: request.native, typed: type_lines(), guest: type_for(stdin) };
         operator.terminal = Some(terminal);
@@ -258,13 +281,10 @@ fn record(request: &Request, prepared: &Prepared, outputs: &mut Outputs) -> Resu
         None => None,
     };
     let mut left: Vec<&Action> = request.actions.iter().collect();
-    let cut = supervise(&watch, &mut qemu.0, &mut operator, &reported, &said, &mut left)?;
+    let cut = supervise(&watch, &mut qemu.child, &mut operator, &reported, &said, &mut left)?;
     drop(sender);
-    if cut.is_some() {
-        // If it has just ended by itself, that is as good.
-        let _ = qemu.0.kill();
-    }
-    let status = qemu.0.wait().context("waiting for QEMU")?;
+    // If it has just ended by itself, that is as good.
+    let status = qemu.end().context("waiting for QEMU")?;
     let duration = started.elapsed();
 
     let console = join(console)?;
@@ -395,7 +415,7 @@ fn supervise<'a>(
         std::thread::sleep(POLL);
     };
     while reported.try_recv().is_ok() {}
-    operator.order(&Command::Report);
+    operator.order(&operator::Command::Report);
     if operator.uart.is_some() && watch.life.is_shown() {
         // A complete report, silence, or QEMU's end: whichever comes, the run is over.
         let _ = reported.recv_timeout(LAST_WORDS);
@@ -420,7 +440,7 @@ struct Terminal {
 }
 
 impl Operator {
-    fn order(&mut self, command: &Command) {
+    fn order(&mut self, command: &operator::Command) {
         if let Some(uart) = &mut self.uart {
             // If it fails, QEMU has ended, and that is noticed anyway.
             let _ = writeln!(uart, "{command}");
@@ -490,10 +510,11 @@ fn type_lines() -> Receiver<String> {
     receiver
 }
 
-/// Collects EL2's report; `complete` hears of every complete one.
-fn collect(uart: UnixStream, complete: &Sender<()>) -> Collector {
+/// Collects EL2's report; `complete` hears of every complete one. Nobody else than EL2 writes there.
+fn collect(uart: UnixStream, complete: &Sender<()>, life: &Life) -> Collector {
     let mut collector = Collector::new();
     for line in lines(uart) {
+        life.show();
         if collector.line(&line) && collector.is_finished() {
             // Nobody waits once the run is over.
             let _ = complete.send(());
