@@ -113,17 +113,19 @@ pub fn primary(device_tree: Pa) -> ! {
     build_vms(facts, iommus, pci, bundle_range);
     Hypervisor { iommus, pci }.install();
 
+    for vm in machine::vms() {
+        vm.boot().unwrap_or_else(|error| refuse(format_args!("{}: {error}", vm.name())));
+    }
+    // Last, so that they have little to wait for.
     for (number, cpu) in facts.cpus.iter().enumerate().skip(1) {
         if let Err(error) = boot::start_secondary(number, cpu.mpidr, root) {
             refuse(format_args!("CPU {number} does not start: {error}"));
         }
     }
-    for vm in machine::vms() {
-        vm.boot().unwrap_or_else(|error| refuse(format_args!("{}: {error}", vm.name())));
-    }
     start_interface();
     listen(facts);
     STARTED.call_once(|| ());
+    cpu::send_event();
     for (number, _) in facts.cpus.iter().enumerate().skip(1) {
         machine::gic().kick(number);
     }
@@ -136,7 +138,9 @@ static STARTED: Once<()> = Once::new();
 /// Every other CPU, under the final map.
 pub fn secondary() -> ! {
     start_interface();
-    STARTED.wait();
+    while !STARTED.is_completed() {
+        cpu::wait_for_event();
+    }
     run::run()
 }
 

@@ -49,12 +49,16 @@ primary:
     str     x4, [x20, x2]
     b       1b
 
+    // Both ends are ends of pages. What is in a stack does not matter.
 2:  adrp    x0, __bss_start
-    add     x0, x0, :lo12:__bss_start
-    adrp    x1, __image_end
+    adrp    x1, __stacks_start
 3:  cmp     x0, x1
     b.hs    4f
-    str     xzr, [x0], #8
+    stp     xzr, xzr, [x0]
+    stp     xzr, xzr, [x0, #16]
+    stp     xzr, xzr, [x0, #32]
+    stp     xzr, xzr, [x0, #48]
+    add     x0, x0, #64
     b       3b
 
 4:  adrp    x21, boot_tables        // level 0
@@ -128,7 +132,8 @@ map_gib:
     str     x3, [x2, x1, lsl #3]
     ret
 
-// Invalidates the image's cache lines to the point of coherency. Corrupts x0-x3.
+// Invalidates the image's cache lines to the point of coherency, but for the stacks, where nothing is stored before the
+// MMU is on. Corrupts x0-x3.
 invalidate_image:
     dsb     sy
     mrs     x3, ctr_el0
@@ -136,7 +141,7 @@ invalidate_image:
     mov     x2, #4
     lsl     x2, x2, x3
     adrp    x0, __image_start
-    adrp    x1, __image_end
+    adrp    x1, __stacks_start
 1:  dc      ivac, x0
     add     x0, x0, x2
     cmp     x0, x1

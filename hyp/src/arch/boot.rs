@@ -9,6 +9,7 @@ use crate::mem::layout;
 
 global_asm!(include_str!("boot.S"));
 global_asm!(include_str!("vectors.S"));
+global_asm!(include_str!("memory.S"));
 
 /// What a secondary CPU reads, with its MMU off, before anything else. The layout is known to `boot.S`.
 #[repr(C)]

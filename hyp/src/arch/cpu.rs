@@ -1,5 +1,7 @@
 //! Which CPU is this?
 
+use aarch64_cpu::asm::{self, barrier};
+
 use crate::arch::sysreg::{self, read, write};
 
 /// More CPUs than any machine of ours has; the linker script has as many stacks.
@@ -17,4 +19,15 @@ pub(super) fn set_number(number: usize) {
 /// This CPU's number, the index of its node in the device tree; less than [`MAX_CPUS`].
 pub fn number() -> usize {
     tpidr_el2() as usize
+}
+
+/// Wakes every CPU that waits for an event; it finds what this one has stored.
+pub fn send_event() {
+    barrier::dsb(barrier::ISHST);
+    asm::sev();
+}
+
+/// Waits until another CPU sends an event, or for less: who calls this looks whether there is more to wait for.
+pub fn wait_for_event() {
+    asm::wfe();
 }

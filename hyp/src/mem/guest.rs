@@ -121,7 +121,7 @@ impl GuestRam {
             for piece in 0..segment.size / SMALLEST {
                 let pa = segment.pa.add(piece * SMALLEST);
                 // SAFETY: as in `copy_in`.
-                unsafe { core::ptr::write_bytes(pa.raw() as *mut u8, 0, SMALLEST as usize) };
+                unsafe { cache::zero(pa, SMALLEST) };
                 cache::clean_and_invalidate(pa, SMALLEST);
                 between();
             }

@@ -53,12 +53,17 @@ pub(super) fn assign(
         physical.iter().position(|line| line.intid == intid)
     };
     let units = units(topology, owned);
+    let most_at_home = units.iter().filter(|unit| unit.home.is_some()).count();
     let mut best: Option<Choice> = None;
     for lines in permutations() {
         let residue = |unit: &Unit| unit.residue(owned, |function| Some(lines[line_of(function)?]));
         let Some(choice) = choose(&units, residue) else { continue };
         if best.as_ref().is_none_or(|best| choice.at_home > best.at_home) {
+            let is_best = choice.at_home == most_at_home;
             best = Some(choice);
+            if is_best {
+                break;
+            }
         }
     }
     let best = best.ok_or(VpciError::NoSlots)?;
