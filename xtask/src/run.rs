@@ -151,12 +151,12 @@ impl Recorded {
             }
             _ if request.native => None,
             _ if !self.alive => Some(silence(None)),
-            _ => {
+            // Whoever refuses has nothing to report; once guests run, what goes wrong is no refusal.
+            _ if self.report.finish().1 == Some(evidence::report::Error::Missing) => {
                 let said = self.console.iter().find_map(|line| refusal::said(line))?;
-                // Who has started anybody refuses nothing any more.
-                let none_ran = self.testimony.guests().next().is_none();
-                none_ran.then(|| refusal::by_el2(said, request, &prepared.plan))
+                Some(refusal::by_el2(said, request, &prepared.plan))
             }
+            _ => None,
         }
     }
 

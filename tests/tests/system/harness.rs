@@ -75,6 +75,13 @@ fn refused_by_el2() -> Result<()> {
     let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&*report)?)?;
     let reason = report["reason"].as_str().unwrap_or_default();
     ensure!(report["verdict"] == "fail" && reason.contains("EL2 refuses it"), "{report}");
+    // An error of EL2's about a guest that has run refuses nothing, even if that never said a word.
+    let silent = folder.path().join("off");
+    let off: [u32; 3] = [0xd280_0100, 0xf2b0_8000, 0xd400_0002]; // mov x0, #SYSTEM_OFF; hvc #0
+    std::fs::write(&silent, off.map(u32::to_le_bytes).concat())?;
+    qemu(&["--kernel", &silent.to_string_lossy(), "--memory", "16M", "--device", "i82801"])?
+        .ended_with(Exit::Fail)?
+        .found("guest0 crashed: nothing proves that 00:01.0 is quiet")?;
     Ok(())
 }
 

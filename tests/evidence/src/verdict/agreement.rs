@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use platform::report::VmState;
+use platform::report::{Cause, VmState};
 use smmu::addr::StreamId;
 
 use super::place::physical;
 use super::table::thousands;
 use crate::machine::{Guest, Machine, Vm};
 use crate::memory::Found;
-use crate::report::Report;
+use crate::report::{self, Report};
 use crate::testimony::{self, Testimony};
 use crate::trace::{Trace, command_name, event_name};
 
@@ -84,9 +84,23 @@ pub fn ends(machine: &Machine, report: &Report) -> Vec<String> {
             VmState::Running => "still runs",
             VmState::Restarting => "is between two boots",
         };
-        (!vm.may_be_cut_off).then(|| format!("{} {wrong}", vm.name))
+        let why = if reported.state == VmState::Crashed { restless(reported) } else { None };
+        let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+        (!vm.may_be_cut_off).then(|| format!("{} {wrong}{why}", vm.name))
     };
     machine.vms.iter().filter_map(ended).collect()
+}
+
+/// Why EL2 never uses the memory of a VM again that ended by itself and in order.
+fn restless(vm: &report::Vm) -> Option<String> {
+    let last = vm.teardowns.last()?;
+    let in_order = matches!(last.cause, Cause::SystemOff | Cause::SystemReset);
+    let restless = last.quiesced.iter().find(|function| in_order && !function.clean)?;
+    Some(format!(
+        "nothing proves that {} is quiet after its end; where switching bus mastering off will do, say reset = \
+         \"bus-master\" in a manifest's [[pci]]",
+        restless.address
+    ))
 }
 
 /// Where EL2's counts differ from QEMU's.

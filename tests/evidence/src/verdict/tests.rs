@@ -1,4 +1,4 @@
-use platform::report::{Hex, StreamState, VmState};
+use platform::report::{Cause, Hex, StreamState, VmState};
 
 use super::*;
 use crate::fixture::{
@@ -384,6 +384,15 @@ mod el2 {
             run.report.vms[1].state = state;
             run.fails(reason);
         }
+        let mut run = Run::good();
+        run.report.vms[1].state = VmState::Crashed;
+        let last = run.report.vms[1].teardowns.last_mut().unwrap();
+        last.cause = Cause::SystemOff;
+        last.quiesced[0].clean = false;
+        run.fails(
+            "rogue crashed: nothing proves that 00:02.0 is quiet after its end; where switching bus mastering off will \
+             do, say reset = \"bus-master\" in a manifest's [[pci]]",
+        );
         let mut run = Run::good();
         let ghost = crate::machine::Vm {
             name: "ghost".into(),
