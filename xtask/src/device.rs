@@ -251,7 +251,11 @@ impl DeviceArg {
     /// drop its legacy interface, which cannot offer `iommu_platform`; and no boot ROM, since nothing runs it
     /// and its file may not be installed.
     pub fn complete(&mut self) {
-        const WITH_ROM: [&str; 12] = [
+        const WITH_ROM: [&str; 18] = [
+            "VGA",
+            "ati-vga",
+            "bochs-display",
+            "cirrus-vga",
             "e1000",
             "e1000-82540em",
             "e1000-82544gc",
@@ -260,8 +264,10 @@ impl DeviceArg {
             "igb",
             "ne2k_pci",
             "pcnet",
+            "qxl",
             "rtl8139",
             "virtio-net-pci",
+            "virtio-net-pci-non-transitional",
             "virtio-net",
             "vmxnet3",
         ];
@@ -373,6 +379,7 @@ mod tests {
         assert_eq!(completed("virtio-blk-pci,drive=d"), "virtio-blk-pci,drive=d,disable-legacy=on");
         assert_eq!(completed("e1000,netdev=n"), "e1000,netdev=n,romfile=");
         assert_eq!(completed("e1000,romfile=x"), "e1000,romfile=x");
+        assert_eq!(completed("VGA"), "VGA,romfile=");
         assert_eq!(completed("edu"), "edu");
     }
 
