@@ -1,7 +1,7 @@
 //! The files that a run leaves: opened before anything is fetched, built or started, so that none of an earlier run is
 //! taken for this one's.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -29,26 +29,29 @@ impl Outputs {
     ///
     /// # Errors
     ///
-    /// Bad input, if one cannot be written or two are the same; then none has changed.
+    /// Bad input, if one cannot be written, two are the same or one is what boots; then none has changed.
     pub fn open(request: &Request) -> Result<Self> {
         let trace = open("--trace", request.trace.as_deref())?;
         let serial = open("--serial", request.serial.as_deref())?;
         let report = open("--report", request.report.as_deref())?;
         let files = [("--trace", &trace), ("--serial", &serial), ("--report", &report)];
-        let mut regular: Vec<(&str, &File, (u64, u64))> = Vec::new();
+        let inputs = request
+            .inputs
+            .iter()
+            .filter_map(|(option, path)| Some((*option, inode(&path.metadata().ok()?)?)));
+        let mut known: Vec<(&str, Inode)> = inputs.collect();
+        let mut regular = Vec::new();
         for (option, file) in files {
             let Some(file) = file else { continue };
             let about = file.metadata().with_context(|| format!("looking at {option}"))?;
-            if !about.is_file() {
-                continue;
-            }
-            let inode = (about.dev(), about.ino());
-            if let Some((other, ..)) = regular.iter().find(|(.., theirs)| *theirs == inode) {
+            let Some(inode) = inode(&about) else { continue };
+            if let Some((other, _)) = known.iter().find(|(_, theirs)| *theirs == inode) {
                 return Err(bad_input(format!("{option}: {other} is the same file: name another")));
             }
-            regular.push((option, file, inode));
+            known.push((option, inode));
+            regular.push((option, file));
         }
-        for (option, file, _) in regular {
+        for (option, file) in regular {
             file.set_len(0).with_context(|| format!("emptying {option}"))?;
         }
         let report = request.report.clone().zip(report);
@@ -93,6 +96,14 @@ fn open(option: &str, path: Option<&Path>) -> Result<Option<File>> {
             path.display()
         ))
     })
+}
+
+/// What tells a file from all others: its file system and its number there.
+type Inode = (u64, u64);
+
+/// That of a regular file; of others it does not matter who else has them.
+fn inode(about: &Metadata) -> Option<Inode> {
+    about.is_file().then(|| (about.dev(), about.ino()))
 }
 
 fn draw_teardowns(path: &Path, report: &Report) -> Result<()> {

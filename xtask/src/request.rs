@@ -70,6 +70,8 @@ pub struct Request {
     pub log_level: Option<LogLevel>,
     /// How long the run may take.
     pub timeout: Option<Duration>,
+    /// The files that say what boots, by their options.
+    pub inputs: Vec<(&'static str, PathBuf)>,
     /// Where the SMMU trace goes.
     pub trace: Option<PathBuf>,
     /// Where the report goes.
@@ -186,6 +188,7 @@ impl Request {
                 None => ((demonstration || scenario.is_some()) && !args.gdb && !args.interactive)
                     .then_some(DEMONSTRATION_TIMEOUT),
             },
+            inputs: inputs(args),
             trace: args.trace.clone(),
             report: args.report.clone(),
             serial: args.serial.clone(),
@@ -327,6 +330,13 @@ impl Request {
         }
         Ok(())
     }
+}
+
+fn inputs(args: &QemuArgs) -> Vec<(&'static str, PathBuf)> {
+    let vms = args.vms.iter().map(|path| ("--vm", path));
+    let single = [("--kernel", &args.kernel), ("--initrd", &args.initrd)];
+    let single = single.into_iter().filter_map(|(option, path)| Some((option, path.as_ref()?)));
+    single.chain(vms).map(|(option, path)| (option, path.clone())).collect()
 }
 
 /// The options that make the machine another one than usual, as they were given.

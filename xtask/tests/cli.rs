@@ -188,6 +188,15 @@ fn what_cannot_be_written_is_refused_first() {
         "--report /proc/x.json: ",
     );
     refused(&[], &["qemu", "--kernel", "kernel", "--serial", "kernel/x"], "--serial kernel/x: ");
+    let folder = folder(&[("a.toml", VICTIM)]);
+    for (boots, file) in [("--kernel", "kernel"), ("--vm", "a.toml")] {
+        let before = std::fs::read(folder.path().join(file)).unwrap();
+        let output = xtask(folder.path(), &["qemu", boots, file, "--report", file]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains(&format!("--report: {boots} is the same file")), "{stderr}");
+        assert_eq!(std::fs::read(folder.path().join(file)).unwrap(), before);
+    }
 }
 
 #[test]
