@@ -125,12 +125,11 @@ impl<'a> Tree<'a> {
     /// Returns the property whose token is at `at`, as the offsets of its name and of its value, and the value's
     /// length.
     fn property(self, at: usize) -> Option<(usize, usize, usize)> {
-        let header: &[u8; 3 * CELL] = self.blob.get(at..)?.first_chunk()?;
-        let [token, length, name] = [0, 1, 2].map(|index| {
-            let cell = &header.as_chunks::<CELL>().0[index];
-            u32::from_be_bytes(*cell)
-        });
-        (token == PROPERTY).then_some((name as usize, at + 3 * CELL, length as usize))
+        if self.cell(at) != PROPERTY {
+            return None;
+        }
+        let (length, name) = (self.cell(at + CELL), self.cell(at + 2 * CELL));
+        Some((name as usize, at + 3 * CELL, length as usize))
     }
 
     /// Returns the offset after the name at `at`.
