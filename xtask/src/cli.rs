@@ -14,7 +14,13 @@ use crate::{bench, ci, fuzz, interrupt, run, soak};
 
 /// Portcullis: set up what is missing, build, boot in QEMU, judge.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", version, max_term_width = 100)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    version,
+    max_term_width = 100,
+    after_help = EXIT_CODES
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -48,8 +54,13 @@ pub struct SourceArgs {
     pub mirror: Option<String>,
 }
 
+/// How every command ends.
+const EXIT_CODES: &str =
+    "Exit codes: 0 pass, 1 fail, 2 bad input, 3 missing prerequisite, 124 time limit passed.";
+
 /// `cargo xtask qemu`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = EXIT_CODES)]
 pub struct QemuArgs {
     /// Boot Debian's arm64 kernel with an NVMe and a virtio-blk disk as the only VM (guest 0).
     #[arg(long, conflicts_with_all = ["kernel", "initrd"], help_heading = "What to boot")]

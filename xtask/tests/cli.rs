@@ -277,5 +277,6 @@ fn help_is_no_error() {
     let folder = folder(&[]);
     let output = xtask(folder.path(), &["qemu", "--help"]);
     assert_eq!(output.status.code(), Some(0));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("--smmu-stage"));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("--smmu-stage") && said.contains("Exit codes: 0 pass, 1 fail"), "{said}");
 }
