@@ -1,7 +1,7 @@
 //! `cargo xtask ci`: every check that a change must pass, in the order in which they fail fastest.
 
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result};
 use evidence::budget;
@@ -55,8 +55,8 @@ pub fn run(options: &setup::Options) -> Result<Tally> {
     steps.step("sizes", || sizes(&target, options));
     let tests = suite::run(Scope::All, None, options)?;
     steps.step("line coverage of smmu", coverage::run);
-    steps.step("fuzzing", fuzz::briefly);
-    steps.step("Miri", miri);
+    // Either has one thread.
+    steps.beside("Miri", miri, |steps| steps.step("fuzzing", fuzz::briefly));
     steps.tally.add(tests);
     say!("");
     for (name, result, seconds) in &steps.results {
@@ -82,7 +82,38 @@ impl Steps {
     fn step(&mut self, name: &'static str, step: impl FnOnce() -> Result<bool>) {
         say!("\n== {name}");
         let started = Instant::now();
-        let result = match step() {
+        let result = step();
+        self.note(name, result, started.elapsed());
+    }
+
+    /// Takes a step while others are taken. What it says is shown when all are done.
+    fn beside(
+        &mut self,
+        name: &'static str,
+        step: impl FnOnce(&mut String) -> Result<bool> + Send,
+        others: impl FnOnce(&mut Self),
+    ) {
+        std::thread::scope(|scope| {
+            let started = Instant::now();
+            let beside = scope.spawn(move || {
+                let mut said = String::new();
+                let result = step(&mut said);
+                (said, result, started.elapsed())
+            });
+            others(self);
+            say!("\n== {name}");
+            match beside.join() {
+                Ok((said, result, took)) => {
+                    say!("{}", said.trim_end());
+                    self.note(name, result, took);
+                }
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        });
+    }
+
+    fn note(&mut self, name: &'static str, result: Result<bool>, took: Duration) {
+        let result = match result {
             Ok(true) => "ok",
             Ok(false) => "FAILED",
             Err(error) => {
@@ -96,7 +127,7 @@ impl Steps {
         };
         self.tally.passed += u64::from(result == "ok");
         self.tally.failed += u64::from(result == "FAILED");
-        self.results.push((name, result, started.elapsed().as_secs()));
+        self.results.push((name, result, took.as_secs()));
     }
 
     /// What failed counts for more than what was missing.
@@ -150,7 +181,14 @@ fn machete(options: &setup::Options) -> Result<bool> {
 }
 
 /// Runs the tests of the crates that both sides trust most under an interpreter that knows undefined behaviour.
-fn miri() -> Result<bool> {
+fn miri(said: &mut String) -> Result<bool> {
+    let mut run = |mut command: Command| {
+        let output = command.stdin(Stdio::null()).output().context("running Miri")?;
+        let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+        said.push_str(&String::from_utf8_lossy(&output.stderr));
+        said.push_str(&lines);
+        anyhow::Ok((output.status.success(), lines))
+    };
     let nightly = |arguments: &[&str]| {
         let mut command = Command::new("rustup");
         command.args(arguments).current_dir(workspace::root());
@@ -169,14 +207,9 @@ fn miri() -> Result<bool> {
         }
         .into());
     }
-    if !nightly(&["run", "nightly", "cargo", "miri", "--version"])
-        .stdin(Stdio::null())
-        .output()?
-        .status
-        .success()
-    {
+    if !run(nightly(&["run", "nightly", "cargo", "miri", "--version"]))?.0 {
         let add = ["component", "add", "--toolchain", "nightly", "miri", "rust-src"];
-        if !run_command(&mut nightly(&add))? {
+        if !run(nightly(&add))?.0 {
             return Ok(false);
         }
     }
@@ -191,23 +224,19 @@ fn miri() -> Result<bool> {
     // These run a whole SMMU, fill a whole address space, or read a whole device tree again and again: minutes each in
     // an interpreter, and safe code all the same. Some of each are short.
     let skips: Vec<&str> = MIRI_SKIPS.iter().flat_map(|long| ["--skip", long]).collect();
-    if !run_command(&mut tests(&skips))? {
+    if !run(tests(&skips))?.0 {
         return Ok(false);
     }
     let short: Vec<&str> = std::iter::once("--exact").chain(MIRI_SHORT).collect();
-    let mut short = tests(&short);
-    let output = short.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-    let output = output.context("running Miri")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    say!("{text}");
-    let passed = passed(&text);
+    let (succeeded, lines) = run(tests(&short))?;
+    let passed = passed(&lines);
     if passed != MIRI_SHORT.len() {
-        say!(
-            "{passed} of {} short tests passed: every name in MIRI_SHORT has to be a test's",
-            MIRI_SHORT.len()
-        );
+        let all = MIRI_SHORT.len();
+        said.push_str(&format!(
+            "{passed} of {all} short tests passed: every name in MIRI_SHORT has to be a test's\n"
+        ));
     }
-    Ok(output.status.success() && passed == MIRI_SHORT.len())
+    Ok(succeeded && passed == MIRI_SHORT.len())
 }
 
 /// How many tests passed, by what the test programs say.
@@ -235,6 +264,19 @@ mod tests {
         }
         let text = "test result: ok. 2 passed; 0 failed\n\ntest result: ok. 5 passed; 0 failed\n";
         assert_eq!((passed(text), passed("test result: FAILED. 3 passed; 1 failed")), (7, 0));
+    }
+
+    #[test]
+    fn what_runs_beside_others_counts_like_them() {
+        let mut steps = Steps::default();
+        let wrong = |said: &mut String| {
+            said.push_str("no");
+            Ok(false)
+        };
+        steps.beside("wrong", wrong, |steps| steps.step("fine", || Ok(true)));
+        assert_eq!(steps.tally, Tally { passed: 1, failed: 1 });
+        let names: Vec<&str> = steps.results.iter().map(|(name, ..)| *name).collect();
+        assert_eq!(names, ["fine", "wrong"]);
     }
 
     #[test]
