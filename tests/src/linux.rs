@@ -129,20 +129,6 @@ pub fn disks_are_in(run: &Run, domain: &str) -> Result<()> {
     Ok(())
 }
 
-/// Lets the first VM's kernel count how often it takes memory away from its devices, from its first driver on, and
-/// say so after the test of its disks.
-///
-/// # Panics
-///
-/// If that VM runs no Linux.
-pub fn count_unmaps(request: &mut Request) {
-    let Content::Linux { append, extra, .. } = &mut request.vms[0].content else {
-        panic!("guest 0 is no Linux");
-    };
-    append.push_str(" trace_event=iommu:unmap");
-    extra.stage = Some(include_str!("linux/unmaps.sh").into());
-}
-
 /// Adds another Linux guest of one CPU; the run ends when the first one does.
 ///
 /// # Errors

@@ -18,7 +18,9 @@ use crate::setup::{self, Missing, Needs};
 use crate::size::MIB;
 
 pub mod figures;
+pub mod linux;
 mod row;
+mod spinner;
 
 use figures::Size;
 pub use row::{Bound, Figure, Row, Table, Unit, Verdict};
@@ -44,6 +46,21 @@ const STEPS: &[Step] = &[
         rows: &["close-of-one", "close-of-most", "close-growth"],
     },
     Step { what: "EL2's boot", measure: boot, rows: &["boot", "el2-memory"] },
+    Step {
+        what: "strict unmaps of a Linux guest",
+        measure: unmaps,
+        rows: &["exits-per-unmap", "syncs-per-batch"],
+    },
+    Step {
+        what: "throughput of Linux's disks, a guest's and natively",
+        measure: throughput,
+        rows: &["throughput-nvme", "throughput-virtio-blk"],
+    },
+    Step {
+        what: "instructions of Linux's reads, a guest's and natively",
+        measure: instructions,
+        rows: &["nvme-4k", "nvme-128k", "virtio-blk-4k", "virtio-blk-128k"],
+    },
 ];
 
 /// Why guests' interrupts by messages cost nothing that could be counted.
@@ -56,7 +73,8 @@ const NO_MSIX: &str = "guests have no MSI-X";
 /// Bad input, or a missing prerequisite.
 pub fn run(json: Option<&Path>, options: &setup::Options) -> Result<Exit> {
     let mut file = outputs::open_alone("--json", json)?;
-    let needs = Needs { qemu: true, rust_target: true, ..Needs::default() };
+    let needs =
+        Needs { qemu: true, rust_target: true, linux: &[linux::FLAVOR], ..Needs::default() };
     setup::ensure(&needs, options)?;
     let quiet = setup::Options { quiet: true, ..options.clone() };
     let mut figures: BTreeMap<&str, Result<Figure, String>> = BTreeMap::new();
@@ -85,11 +103,55 @@ pub fn run(json: Option<&Path>, options: &setup::Options) -> Result<Exit> {
 /// The rows.
 const ROWS: &[Row] = &[
     Row {
+        name: "exits-per-unmap",
+        what: "exits per strict-mode DMA unmap",
+        bound: Bound::AtMost(budget::EXITS_PER_UNMAP as f64),
+        unit: Unit::Ratio,
+        gates: true,
+    },
+    Row {
+        name: "syncs-per-batch",
+        what: "physical CMD_SYNCs per guest batch",
+        bound: Bound::AtMost(budget::SYNCS_PER_BATCH as f64),
+        unit: Unit::Ratio,
+        gates: true,
+    },
+    Row {
         name: "batch",
         what: "EL2 instructions per one-command batch, trap to return",
         bound: Bound::AtMost(budget::BATCH as f64),
         unit: Unit::Instructions,
         gates: true,
+    },
+    Row {
+        name: "nvme-4k",
+        what: "instructions per read of 4 KiB, guest / native, NVMe",
+        bound: Bound::AtMost(budget::IO_4K),
+        unit: Unit::Ratio,
+        gates: true,
+    },
+    Row {
+        name: "virtio-blk-4k",
+        what: "instructions per read of 4 KiB, guest / native, virtio-blk",
+        bound: Bound::AtMost(budget::IO_4K),
+        unit: Unit::Ratio,
+        gates: true,
+    },
+    Row {
+        name: "nvme-128k",
+        what: "instructions per read of 128 KiB, guest / native, NVMe",
+        bound: Bound::AtMost(budget::IO_128K),
+        unit: Unit::Ratio,
+        // How many pieces its buffer is in is up to the kernel's allocator.
+        gates: false,
+    },
+    Row {
+        name: "virtio-blk-128k",
+        what: "instructions per read of 128 KiB, guest / native, virtio-blk",
+        bound: Bound::AtMost(budget::IO_128K),
+        unit: Unit::Ratio,
+        // How many pieces its buffer is in is up to the kernel's allocator.
+        gates: false,
     },
     Row {
         name: "exits-per-intx",
@@ -104,6 +166,20 @@ const ROWS: &[Row] = &[
         bound: Bound::AtMost(budget::EXITS_PER_MSIX as f64),
         unit: Unit::Ratio,
         gates: true,
+    },
+    Row {
+        name: "throughput-nvme",
+        what: "guest / native throughput, NVMe",
+        bound: Bound::AtLeast(budget::THROUGHPUT),
+        unit: Unit::Ratio,
+        gates: false,
+    },
+    Row {
+        name: "throughput-virtio-blk",
+        what: "guest / native throughput, virtio-blk",
+        bound: Bound::AtLeast(budget::THROUGHPUT),
+        unit: Unit::Ratio,
+        gates: false,
     },
     Row {
         name: "boot",
@@ -187,6 +263,21 @@ fn boot(options: &setup::Options) -> Result<Figures> {
         .with("copied and hashed", boot.copied_and_hashed as f64)
         .with("zeroed", boot.zeroed as f64);
     Ok(vec![("boot", figure), ("el2-memory", boot.el2_memory.into())])
+}
+
+fn unmaps(_: &setup::Options) -> Result<Figures> {
+    let (exits, syncs) = linux::unmaps()?;
+    Ok(vec![("exits-per-unmap", exits), ("syncs-per-batch", syncs)])
+}
+
+fn throughput(options: &setup::Options) -> Result<Figures> {
+    let [nvme, virtio] = linux::throughput(options)?;
+    Ok(vec![("throughput-nvme", nvme), ("throughput-virtio-blk", virtio)])
+}
+
+fn instructions(_: &setup::Options) -> Result<Figures> {
+    let rows = ["nvme-4k", "nvme-128k", "virtio-blk-4k", "virtio-blk-128k"];
+    Ok(rows.into_iter().zip(linux::instructions()?).collect())
 }
 
 #[cfg(test)]

@@ -60,6 +60,8 @@ pub struct Extra {
     pub nonce: Option<u32>,
     /// Bytes in each half of the disks: whole MiB.
     pub half: u64,
+    /// The most requests that both disks together get done each second of the host's time.
+    pub most_requests: Option<u32>,
 }
 
 impl Default for Extra {
@@ -72,6 +74,7 @@ impl Default for Extra {
             kernels: Vec::new(),
             nonce: None,
             half: disk::HALF,
+            most_requests: None,
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::scratch::{self, Scratch};
 use crate::setup::{self, Qemu, Version};
 use crate::size::MIB;
 use crate::slots::Placed;
-use crate::vm::{Content, LINEAGE, ROGUE};
+use crate::vm::{Content, LINEAGE, ROGUE, Vm};
 
 /// What EL2 keeps for its tables at the top of RAM.
 const HYPERVISOR_TABLES: u64 = 8 * MIB;
@@ -319,12 +319,32 @@ fn finish_disk(device: &mut DeviceArg, disk: &linux::Disk, qemu: Version) {
 }
 
 fn backends(request: &Request, disks: &[linux::Disk]) -> Vec<(&'static str, String)> {
+    let most_requests = |vm: &Vm| match &vm.content {
+        Content::Linux { extra, .. } => extra.most_requests,
+        _ => None,
+    };
+    let slow = |index: usize| request.vms.get(index).and_then(most_requests);
+    let groups = (0..request.vms.len()).filter_map(|index| {
+        let most = slow(index)?;
+        Some(("-object", format!("throttle-group,id=linux{index},x-iops-total={most}")))
+    });
     let disk = |disk: &linux::Disk| {
         let file = crate::device::escape(&disk.image.to_string_lossy());
         let node = disk.bus.node(disk.vm);
-        ("-blockdev", format!("driver=raw,node-name={node},file.driver=file,file.filename={file}"))
+        let raw = |at| format!("{at}driver=raw,{at}file.driver=file,{at}file.filename={file}");
+        let argument = match slow(disk.vm) {
+            None => format!("node-name={node},{}", raw("")),
+            Some(_) => {
+                let group = disk.vm;
+                format!(
+                    "driver=throttle,throttle-group=linux{group},node-name={node},{}",
+                    raw("file.")
+                )
+            }
+        };
+        ("-blockdev", argument)
     };
-    disks.iter().map(disk).chain(request.backends.iter().cloned()).collect()
+    groups.chain(disks.iter().map(disk)).chain(request.backends.iter().cloned()).collect()
 }
 
 /// What is known of the run before it starts, for the verdict.
@@ -406,7 +426,7 @@ mod tests {
 
     use super::*;
     use crate::catalog::Plug;
-    use crate::vm::{Said, Vm};
+    use crate::vm::Said;
 
     const OLD: Version = Version(8, 2, 2);
 
@@ -434,6 +454,31 @@ mod tests {
         let devices = devices(&plan, &[], Version(10, 0, 2));
         let drivers: Vec<&str> = devices.iter().map(|device| &*device.driver).collect();
         assert_eq!(drivers, ["edu", "edu", "nvme-subsys", "nvme", "nvme-ns"]);
+    }
+
+    #[test]
+    fn slow_disks_share_what_they_get_done() {
+        let mut request = crate::request::tests::request(&["--linux"]).unwrap();
+        let disk = |bus| linux::Disk {
+            name: "disk",
+            bus,
+            vm: 0,
+            serial: "number",
+            image: "/a,b".into(),
+            half: 0,
+            digests: [[0; 32]; 2],
+        };
+        let disks = [disk(linux::Bus::Nvme), disk(linux::Bus::VirtioBlk)];
+        let usual = "node-name=linux0-nvme,driver=raw,file.driver=file,file.filename=/a,,b";
+        assert_eq!(backends(&request, &disks)[0], ("-blockdev", usual.to_owned()));
+        let Content::Linux { extra, .. } = &mut request.vms[0].content else { panic!("no Linux") };
+        extra.most_requests = Some(200);
+        let slow = backends(&request, &disks);
+        let group = "throttle-group,id=linux0,x-iops-total=200";
+        assert_eq!((slow.len(), &slow[0]), (3, &("-object", group.to_owned())));
+        let second = "driver=throttle,throttle-group=linux0,node-name=linux0-virtio,file.driver=raw,\
+                      file.file.driver=file,file.file.filename=/a,,b";
+        assert_eq!(slow[2].1, second);
     }
 
     #[test]

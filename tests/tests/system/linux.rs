@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use anyhow::Result;
+use evidence::budget;
 use platform::report::Cause;
-use tests::linux::{count_unmaps, disks_are_in};
+use tests::linux::disks_are_in;
 use tests::run::{boot, qemu, request};
+use xtask::bench::linux::{Unmaps, count_unmaps};
 use xtask::run::Outcome;
 
 use crate::Test;
@@ -72,15 +74,9 @@ const NO_UNMAPS: u64 = 64;
 
 /// The kernel itself counted its strict unmaps: each cost one exit, whatever for.
 fn one_exit_per_unmap(outcome: &Outcome, at_least: u64) -> bool {
-    let unmaps = outcome.console.iter().find_map(|line| {
-        line.strip_prefix("[linux] @check unmaps=")?.split(' ').next()?.parse::<u64>().ok()
-    });
-    let (Some(unmaps), Some(vm)) = (unmaps, outcome.verdict.report.vm("linux")) else {
-        return false;
-    };
-    let exits = ["smmu", "smmu-commands"];
-    let exits: u64 = exits.iter().filter_map(|reason| vm.exits.by_reason.get(*reason)).sum();
-    unmaps >= at_least && exits <= unmaps + NO_UNMAPS
+    Unmaps::of(outcome).is_ok_and(|it| {
+        it.unmaps >= at_least && it.exits <= it.unmaps * budget::EXITS_PER_UNMAP + NO_UNMAPS
+    })
 }
 
 /// Commands that a driver issues once, when it takes its SMMU over.
@@ -95,7 +91,7 @@ fn one_exit_and_one_sync_per_batch(outcome: &Outcome, batches: u64) -> bool {
     let own: u64 = report.streams.iter().map(|stream| 3 * stream.transitions).sum();
     smmu.guest_batches >= batches
         && doorbells <= smmu.guest_batches + DRIVER_START
-        && smmu.syncs <= smmu.guest_batches + DRIVER_START + own
+        && smmu.syncs <= smmu.guest_batches * budget::SYNCS_PER_BATCH + DRIVER_START + own
 }
 
 fn stage_2_only() -> Result<()> {

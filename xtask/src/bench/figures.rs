@@ -19,7 +19,7 @@ use crate::vm::{Content, Said, VICTIM, Vm};
 /// Who wants these VMs.
 const ORIGIN: &str = "the bench";
 /// Seconds until a run that hangs is given up; far more than any takes on a loaded machine.
-const TIMEOUT: &str = "600";
+pub(super) const TIMEOUT: &str = "600";
 /// The memory of a VM where it does not matter.
 const MEMORY: u64 = 32 * MIB;
 
@@ -41,7 +41,8 @@ fn boot_and_judge(request: &Request) -> Result<Outcome> {
     passed(run::run(request)?)
 }
 
-fn passed(outcome: Outcome) -> Result<Outcome> {
+/// A run's outcome, if it passed.
+pub(super) fn passed(outcome: Outcome) -> Result<Outcome> {
     if outcome.verdict.pass {
         return Ok(outcome);
     }
