@@ -247,15 +247,26 @@ pub(crate) struct Children<'a> {
     at: usize,
 }
 
+impl<'a> Children<'a> {
+    /// Returns the next child, and stays where it is.
+    pub(crate) fn peek(&mut self) -> Option<Node<'a>> {
+        self.at = self.tree.skip_nops(self.at);
+        let begins = self.tree.cell(self.at) == BEGIN_NODE;
+        begins.then_some(Node { tree: self.tree, at: self.at + CELL })
+    }
+
+    /// Goes on after a child of which these are children too: what was read of it need not be passed over again.
+    pub(crate) fn skip_to_end_of(&mut self, mut grandchildren: Self) {
+        while grandchildren.next().is_some() {}
+        self.at = grandchildren.at + CELL;
+    }
+}
+
 impl<'a> Iterator for Children<'a> {
     type Item = Node<'a>;
 
     fn next(&mut self) -> Option<Node<'a>> {
-        self.at = self.tree.skip_nops(self.at);
-        if self.tree.cell(self.at) != BEGIN_NODE {
-            return None;
-        }
-        let node = Node { tree: self.tree, at: self.at + CELL };
+        let node = self.peek()?;
         let mut depth = 0_u32;
         loop {
             match self.tree.cell(self.at) {

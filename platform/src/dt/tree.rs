@@ -125,12 +125,14 @@ impl<'t> Level<'t, '_> {
         &self,
         visit: &mut dyn FnMut(&Level<'t, '_>) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
-        for node in self.children {
+        let mut children = self.children;
+        while let Some(node) = children.peek() {
             let child = Level::new(node, Some(self), self.depth + 1);
             if child.depth > MAX_DEPTH {
                 return Err(self.refuse(Problem::TooDeep));
             }
             visit(&child)?;
+            children.skip_to_end_of(child.children);
         }
         Ok(())
     }
