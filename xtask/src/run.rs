@@ -416,7 +416,7 @@ fn supervise<'a>(
     };
     while reported.try_recv().is_ok() {}
     operator.order(&operator::Command::Report);
-    if operator.uart.is_some() && watch.life.is_shown() {
+    if operator.uart.is_some() && !matches!(cut, Cut::Silence) {
         // A complete report, silence, or QEMU's end: whichever comes, the run is over.
         let _ = reported.recv_timeout(LAST_WORDS);
     }
