@@ -123,5 +123,7 @@ fn run(tree: &Path, target: &Path, report: &Path) -> Result<Output> {
     cargo.env("CARGO_TARGET_DIR", target);
     // The images are built for each patch anew, and what they do does not depend on how well they are optimised.
     cargo.env("CARGO_PROFILE_RELEASE_LTO", "off");
+    // Such images are too large for the code model that ours have.
+    cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_RUSTFLAGS", "-Ccode-model=small");
     cargo.output().context("running the sabotaged xtask")
 }
