@@ -159,6 +159,16 @@ fn set(running: &mut Running, register: Option<usize>, value: u64) {
     }
 }
 
+/// What `access` stores.
+fn stored(running: &Running, access: Access) -> u64 {
+    access.stored(get(running, access.register))
+}
+
+/// Leaves what `access` loads, which was `value`, in its register.
+fn load(running: &mut Running, access: Access, value: u64) {
+    set(running, access.register, access.extend(value));
+}
+
 /// Answers an access to a system register; `false` if there is no such register.
 fn register(running: &mut Running, access: RegisterAccess) -> bool {
     let vcpu = running.index;
@@ -231,7 +241,7 @@ fn config_register(running: &mut Running, offset: u64, access: Access) {
     let hardware = &hypervisor().pci.hardware;
     let mut pci = running.vm.pci.lock();
     if access.write {
-        let value = access.stored(get(running, access.register));
+        let value = stored(running, access);
         let effects = pci.config_write(hardware, &mut &running.vm.space, offset, width, value);
         if let Some(master) = effects.bus_master
             && master.on
@@ -242,7 +252,7 @@ fn config_register(running: &mut Running, offset: u64, access: Access) {
     } else {
         let value = pci.config_read(hardware, offset, width);
         drop(pci);
-        set(running, access.register, access.extend(value));
+        load(running, access, value);
     }
 }
 
@@ -255,11 +265,9 @@ fn device_register(running: &mut Running, ipa: Ipa, access: Access) -> Answer {
     // Held during the access: a reset that another CPU asks for must not take the function away under it.
     let pci = vm.pci.lock();
     let answer = match (pci.decode(ipa, width), access.write) {
-        (Target::Forward(at), true) => {
-            hardware.store(at, width, access.stored(get(running, access.register)))
-        }
+        (Target::Forward(at), true) => hardware.store(at, width, stored(running, access)),
         (Target::Forward(at), false) => hardware.load(at, width).map(|value| {
-            set(running, access.register, access.extend(value));
+            load(running, access, value);
         }),
         (Target::Mapped, _) => return Answer::Retry,
         (Target::Absent, _) => return Answer::Nothing,
@@ -271,11 +279,11 @@ fn device_register(running: &mut Running, ipa: Ipa, access: Access) -> Answer {
 fn gic_register(running: &mut Running, region: Region, offset: u64, access: Access) {
     running.vm.exits.count(Reason::Gic);
     if access.write {
-        let value = access.stored(get(running, access.register));
+        let value = stored(running, access);
         running.with_gic(|gic| gic.write(region, offset, access.width, value));
     } else {
         let value = running.with_gic(|gic| gic.read(region, offset, access.width));
-        set(running, access.register, access.extend(value));
+        load(running, access, value);
     }
 }
 
@@ -288,7 +296,7 @@ fn smmu_register(running: &mut Running, smmu: &GuestSmmu, offset: u32, access: A
         Width::Double => Some(vsmmu::Width::Double),
         Width::Byte | Width::Half => None,
     };
-    let value = access.stored(get(running, access.register));
+    let value = stored(running, access);
     vsmmu::write(running, smmu, offset, width, value);
 }
 
@@ -298,10 +306,10 @@ fn uart_register(running: &mut Running, offset: u64, access: Access) {
     let mut uart = vm.uart.lock();
     let before = uart.interrupt();
     let line = if access.write {
-        uart.write(offset, access.stored(get(running, access.register)) & access.width.mask())
+        uart.write(offset, stored(running, access) & access.width.mask())
     } else {
         let value = uart.read(offset, access.width);
-        set(running, access.register, access.extend(value));
+        load(running, access, value);
         if offset == vuart::DR && vm.index == VmIndex(0) {
             typing::refill(&mut uart);
         }

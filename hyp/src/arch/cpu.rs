@@ -1,4 +1,4 @@
-//! Which CPU is this?
+//! Which CPU is this, and how CPUs wait for each other.
 
 use aarch64_cpu::asm::{self, barrier};
 
