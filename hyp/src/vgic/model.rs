@@ -291,27 +291,38 @@ impl Machine {
     /// A machine whose guest has enabled everything, in Group 1 at priority 0xa0, as Linux does.
     pub fn running(vcpus: usize, list_registers: usize) -> Self {
         let mut machine = Self::new(vcpus, list_registers);
-        for vcpu in 0..vcpus as u64 {
-            let frame = vcpu * 0x2_0000;
-            machine.write(0, Region::Redistributor, frame + 0x14, Width::Word, 0);
-            let sgi = frame + 0x1_0000;
-            machine.write(0, Region::Redistributor, sgi + 0x80, Width::Word, 0xffff_ffff);
-            machine.write(0, Region::Redistributor, sgi + 0x100, Width::Word, 0xffff_ffff);
-            for n in 0..8 {
-                let at = sgi + 0x400 + 4 * n;
-                machine.write(0, Region::Redistributor, at, Width::Word, 0xa0a0_a0a0);
-            }
-        }
-        for n in 1..8 {
-            machine.write(0, Region::Distributor, 0x80 + 4 * n, Width::Word, 0xffff_ffff);
-            machine.write(0, Region::Distributor, 0x100 + 4 * n, Width::Word, 0xffff_ffff);
-        }
-        for n in 8..64 {
-            machine.write(0, Region::Distributor, 0x400 + 4 * n, Width::Word, 0xa0a0_a0a0);
-        }
-        machine.write(0, Region::Distributor, 0, Width::Word, 3);
+        machine.configure();
         machine.settle();
         machine
+    }
+
+    /// The guest wakes its redistributors and enables everything, in Group 1 at priority 0xa0, as Linux does.
+    pub fn configure(&mut self) {
+        for bank in 0..self.cpus.len() as u64 {
+            let frame = bank * 0x2_0000;
+            self.write(0, Region::Redistributor, frame + 0x14, Width::Word, 0);
+            for n in 0..8 {
+                let at = frame + 0x1_0400 + 4 * n;
+                self.write(0, Region::Redistributor, at, Width::Word, 0xa0a0_a0a0);
+            }
+        }
+        for n in 8..64 {
+            self.write(0, Region::Distributor, 0x400 + 4 * n, Width::Word, 0xa0a0_a0a0);
+        }
+        self.fill(0x80);
+        self.fill(0x100);
+        self.write(0, Region::Distributor, 0, Width::Word, 3);
+    }
+
+    /// Writes all ones to the array of bits at `array`, of all banks.
+    pub fn fill(&mut self, array: u64) {
+        for bank in 0..self.cpus.len() as u64 {
+            let at = bank * 0x2_0000 + 0x1_0000 + array;
+            self.write(0, Region::Redistributor, at, Width::Word, 0xffff_ffff);
+        }
+        for word in 1..8 {
+            self.write(0, Region::Distributor, array + 4 * word, Width::Word, 0xffff_ffff);
+        }
     }
 
     /// The vCPU goes on.

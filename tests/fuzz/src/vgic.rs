@@ -192,35 +192,6 @@ fn tell(machine: &mut Machine, input: &mut Input<'_>, vcpu: usize, guest: &Guest
     }
 }
 
-/// Writes a word of all ones to the array at `array`, of all banks.
-fn all(machine: &mut Machine, array: u64) {
-    for bank in 0..machine.cpus.len() as u64 {
-        let at = bank * 0x2_0000 + 0x1_0000 + array;
-        machine.write(0, Region::Redistributor, at, Width::Word, 0xffff_ffff);
-    }
-    for word in 1..8 {
-        machine.write(0, Region::Distributor, array + 4 * word, Width::Word, 0xffff_ffff);
-    }
-}
-
-/// Enables everything, in Group 1 at priority 0xa0, level-sensitive or not as it is, as Linux does.
-fn configure(machine: &mut Machine) {
-    for bank in 0..machine.cpus.len() as u64 {
-        let frame = bank * 0x2_0000;
-        machine.write(0, Region::Redistributor, frame + 0x14, Width::Word, 0);
-        for at in 0..8 {
-            let at = frame + 0x1_0400 + 4 * at;
-            machine.write(0, Region::Redistributor, at, Width::Word, 0xa0a0_a0a0);
-        }
-    }
-    for at in 8..64 {
-        machine.write(0, Region::Distributor, 0x400 + 4 * at, Width::Word, 0xa0a0_a0a0);
-    }
-    all(machine, 0x80);
-    all(machine, 0x100);
-    machine.write(0, Region::Distributor, 0, Width::Word, 3);
-}
-
 /// What drives an interrupt, if it is a device.
 fn source(vcpu: usize, intid: u32) -> Option<PhysicalInterrupt> {
     match intid {
@@ -281,11 +252,11 @@ fn recover(mut machine: Machine, vcpus: usize, variant: usize) {
         cpu.split_eoi = variant & 1 != 0;
     }
     machine.settle();
-    all(&mut machine, 0x280);
-    all(&mut machine, 0x380);
+    machine.fill(0x280);
+    machine.fill(0x380);
     machine.settle();
     assert!(machine.is_idle(), "something is left");
-    configure(&mut machine);
+    machine.configure();
     machine.settle();
     assert!(machine.is_idle(), "something came back");
     let target = vcpus - 1;
