@@ -20,6 +20,8 @@ mod cells;
 mod place;
 mod table;
 
+pub use table::thousands;
+
 use cells::Cells;
 
 /// Everything that is known of one run.

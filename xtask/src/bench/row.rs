@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use evidence::verdict::thousands;
 use serde::Serialize;
 
 use crate::exit::Exit;
@@ -139,19 +140,6 @@ impl Unit {
             Self::Ratio => format!("{value:.2}"),
         }
     }
-}
-
-/// Digits in groups of three.
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// All rows with what was measured.
